@@ -1,0 +1,424 @@
+//! The global allocator: the whole way of an allocation, on one page.
+//!
+//! ```text
+//! alloc:    charge the current account -> inner allocator -> write the owner tag
+//! dealloc:  read the owner tag -> refund its account -> inner allocator
+//! realloc:  charge the growth to the owner -> inner allocator -> move the tag
+//! ```
+//!
+//! Fast paths are `#[inline]` and touch nothing that another thread writes:
+//! the charge is one addition, one store and one comparison with the account's
+//! ceiling, the refund one subtraction. Whatever else there is to do lies
+//! behind the ceiling and the floor, in [`crate::ledger::grant`].
+//!
+//! Nothing here panics, blocks, formats, or runs code of the user but for the
+//! inner allocator. A refusal is a null pointer, and it changes nothing.
+
+use crate::ledger::account::Account;
+use crate::ledger::{grant, thread};
+use crate::owner::layout::{self, is_page_mapped, read_tag, write_tag};
+use crate::owner::{Tag, page_map};
+use core::alloc::{GlobalAlloc, Layout};
+use core::ptr;
+use std::alloc::System;
+
+/// Routes every allocation of the process through the accounts of clients and
+/// on to the inner allocator `A`.
+///
+/// ```
+/// use tiered_allocator::TieredAllocator;
+///
+/// #[global_allocator]
+/// static HEAP: TieredAllocator = TieredAllocator::system();
+///
+/// fn main() {
+///     assert!(TieredAllocator::is_installed());
+/// }
+/// ```
+///
+/// The accounts belong to the process, not to the value: a second
+/// `TieredAllocator` (over another inner allocator, say) charges the same
+/// clients. Memory must go back through an allocator with the same inner one.
+///
+/// Every block of less than 4096 bytes takes four bytes more of the inner
+/// allocator; larger blocks take none. Clients are charged what was asked for.
+#[derive(Debug, Default)]
+pub struct TieredAllocator<A = System> {
+    inner: A,
+}
+
+impl TieredAllocator {
+    /// Over the system's allocator.
+    pub const fn system() -> Self {
+        Self::new(System)
+    }
+
+    /// Whether the process' heap runs through a `TieredAllocator`, found out
+    /// by allocating. A benchmark or a test should ask first: an allocator that
+    /// is not installed accounts for nothing.
+    pub fn is_installed() -> bool {
+        let entered = thread::enter_unattributed();
+        let allocations = || crate::ledger::reading::of_calling_thread();
+        let before = allocations();
+        let block = core::hint::black_box(Box::new(0xA5_u8));
+        let after = allocations();
+        drop(core::hint::black_box(block));
+        thread::leave(&entered);
+        after != before
+    }
+}
+
+impl<A> TieredAllocator<A> {
+    /// Over `inner`, which must be a correct [`GlobalAlloc`].
+    pub const fn new(inner: A) -> Self {
+        TieredAllocator { inner }
+    }
+
+    /// The inner allocator.
+    pub const fn inner(&self) -> &A {
+        &self.inner
+    }
+}
+
+#[cfg(feature = "mimalloc")]
+impl TieredAllocator<mimalloc::MiMalloc> {
+    /// Over mimalloc.
+    pub const fn mimalloc() -> Self {
+        Self::new(mimalloc::MiMalloc)
+    }
+}
+
+#[cfg(feature = "jemalloc")]
+impl TieredAllocator<tikv_jemallocator::Jemalloc> {
+    /// Over jemalloc.
+    pub const fn jemalloc() -> Self {
+        Self::new(tikv_jemallocator::Jemalloc)
+    }
+}
+
+// SAFETY: blocks come from the inner allocator with the user's layout or, if
+// small, four more bytes of the same alignment; they go back to it with the
+// same layout (`layout::inner` depends on size and alignment alone). No method
+// unwinds: arithmetic wraps or saturates, and a refusal is null.
+unsafe impl<A: GlobalAlloc> GlobalAlloc for TieredAllocator<A> {
+    /// About 20 instructions beyond the inner allocator's.
+    #[inline]
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's contract is `alloc`'s own; `inner` is valid.
+        unsafe { self.allocate(layout, |inner, layout| inner.alloc(layout)) }
+    }
+
+    #[inline]
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: as in `alloc`.
+        unsafe { self.allocate(layout, |inner, layout| inner.alloc_zeroed(layout)) }
+    }
+
+    /// About 10 instructions beyond the inner allocator's.
+    #[inline]
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        let size = layout.size();
+        // SAFETY: the caller passes a live block of this allocator and its
+        // layout, so its owner was recorded under this size.
+        let tag = unsafe { take_owner(block, size) };
+        refund(tag, block, size);
+        // SAFETY: the block came from the inner allocator with this layout.
+        unsafe { self.inner.dealloc(block, layout::inner(layout)) }
+    }
+
+    #[inline]
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        let size = layout.size();
+        if is_page_mapped(size) || is_page_mapped(new_size) {
+            // SAFETY: the caller's contract is the same.
+            return unsafe { self.realloc_mapped(block, layout, new_size) };
+        }
+        // SAFETY: a live small block of this allocator.
+        let tag = unsafe { read_tag(block, size) };
+        if new_size > size && !grow(tag, block, size, new_size - size) {
+            return ptr::null_mut();
+        }
+        // SAFETY: the block came from the inner allocator with this layout;
+        // the new size is small, so four bytes more do not overflow.
+        let moved = unsafe {
+            self.inner.realloc(
+                block,
+                layout::inner(layout),
+                layout::inner_size(new_size),
+            )
+        };
+        if moved.is_null() {
+            if new_size > size {
+                grant::undo(tag, (new_size - size) as u64, 0);
+            }
+            return moved;
+        }
+        // SAFETY: `moved` has `inner_size(new_size)` bytes.
+        unsafe { write_tag(moved, new_size, tag) };
+        if new_size < size {
+            shrink(tag, moved, new_size, size - new_size);
+        }
+        moved
+    }
+}
+
+impl<A: GlobalAlloc> TieredAllocator<A> {
+    /// Charge, allocate, tag.
+    ///
+    /// # Safety
+    /// As [`GlobalAlloc::alloc`]; `allocate` is one of its allocating methods.
+    #[inline(always)]
+    unsafe fn allocate(
+        &self,
+        layout: Layout,
+        allocate: impl Fn(&A, Layout) -> *mut u8,
+    ) -> *mut u8 {
+        let size = layout.size();
+        let Some(tag) = charge(size) else {
+            return ptr::null_mut();
+        };
+        let block = allocate(&self.inner, layout::inner(layout));
+        // SAFETY: a non-null block has the bytes of `layout::inner(layout)`.
+        if block.is_null() || !unsafe { record_owner(block, size, tag) } {
+            // SAFETY: `block` is null or came from `allocate` just now.
+            return unsafe { self.give_up(block, layout, tag) };
+        }
+        block
+    }
+
+    /// The inner allocator had no memory, or the page map none for a leaf.
+    ///
+    /// # Safety
+    /// `block` is null or a block of the inner allocator with this layout.
+    #[cold]
+    #[inline(never)]
+    unsafe fn give_up(&self, block: *mut u8, layout: Layout, tag: Tag) -> *mut u8 {
+        if !block.is_null() {
+            // SAFETY: see above.
+            unsafe { self.inner.dealloc(block, layout::inner(layout)) };
+        }
+        grant::undo(tag, layout.size() as u64, 1);
+        ptr::null_mut()
+    }
+
+    /// A reallocation from, to or across the size where owners move from tags
+    /// to the page map.
+    ///
+    /// # Safety
+    /// As [`GlobalAlloc::realloc`].
+    #[inline(never)]
+    unsafe fn realloc_mapped(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        let size = layout.size();
+        // The page map must have a leaf for wherever the block goes.
+        let mut spare = None;
+        if is_page_mapped(new_size) {
+            match thread::attached().map(|table| (table, table.take_spare_leaf())) {
+                Some((table, Some(leaf))) => spare = Some((table, leaf)),
+                // No memory for a leaf, or no place to keep one: the block
+                // moves by hand, where each step can still be undone.
+                _ => return unsafe { self.realloc_by_copy(block, layout, new_size) },
+            }
+        }
+        // SAFETY: a live block of this allocator, of this size.
+        let tag = unsafe { peek_owner(block, size) };
+        let growth = new_size.saturating_sub(size);
+        let grown = growth == 0 || grow(tag, block, size, growth);
+        let mut moved = ptr::null_mut();
+        if grown {
+            if is_page_mapped(size) {
+                // Before the call: afterwards the page may be another's.
+                page_map::clear(block as usize);
+            }
+            // SAFETY: the block came from the inner allocator with this layout,
+            // and the caller vouches for the new size.
+            moved = unsafe {
+                self.inner.realloc(
+                    block,
+                    layout::inner(layout),
+                    layout::inner_size(new_size),
+                )
+            };
+        }
+        if moved.is_null() {
+            if grown {
+                if is_page_mapped(size) {
+                    // The leaf is there: the cell was in use a moment ago.
+                    page_map::set(block as usize, tag);
+                }
+                if growth > 0 {
+                    grant::undo(tag, growth as u64, 0);
+                }
+            }
+        } else if !is_page_mapped(new_size) {
+            // SAFETY: `moved` has `inner_size(new_size)` bytes.
+            unsafe { write_tag(moved, new_size, tag) };
+        } else if let Some((table, leaf)) = spare.take() {
+            spare = page_map::set_with(moved as usize, tag, leaf).map(|leaf| (table, leaf));
+        }
+        if let Some((table, leaf)) = spare {
+            table.keep_spare_leaf(leaf);
+        }
+        if !moved.is_null() && new_size < size {
+            shrink(tag, moved, new_size, size - new_size);
+        }
+        moved
+    }
+
+    /// Allocate, copy, free, for the block's owner.
+    ///
+    /// # Safety
+    /// As [`GlobalAlloc::realloc`].
+    #[cold]
+    #[inline(never)]
+    unsafe fn realloc_by_copy(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        let size = layout.size();
+        // SAFETY: a live block of this allocator, of this size.
+        let tag = unsafe { peek_owner(block, size) };
+        let growth = new_size.saturating_sub(size);
+        if growth > 0 && !grow(tag, block, size, growth) {
+            return ptr::null_mut();
+        }
+        // SAFETY: the caller vouches that size and alignment are a layout.
+        let new = unsafe { Layout::from_size_align_unchecked(new_size, layout.align()) };
+        // SAFETY: `inner` is valid and not empty.
+        let moved = unsafe { self.inner.alloc(layout::inner(new)) };
+        // SAFETY: a non-null `moved` has the bytes of `layout::inner(new)`.
+        if moved.is_null() || !unsafe { record_owner(moved, new_size, tag) } {
+            if !moved.is_null() {
+                // SAFETY: allocated just above.
+                unsafe { self.inner.dealloc(moved, layout::inner(new)) };
+            }
+            if growth > 0 {
+                grant::undo(tag, growth as u64, 0);
+            }
+            return ptr::null_mut();
+        }
+        // SAFETY: both blocks are live, distinct and have the bytes copied;
+        // the old one then goes back as it came.
+        unsafe {
+            ptr::copy_nonoverlapping(block, moved, size.min(new_size));
+            if is_page_mapped(size) {
+                page_map::clear(block as usize);
+            }
+            self.inner.dealloc(block, layout::inner(layout));
+        }
+        if new_size < size {
+            shrink(tag, moved, new_size, size - new_size);
+        }
+        moved
+    }
+}
+
+/// Charges a block to the calling thread's client; its tag, or `None`.
+#[inline(always)]
+fn charge(size: usize) -> Option<Tag> {
+    let account = thread::current();
+    if account.charge(size as u64) {
+        return Some(account.tag());
+    }
+    account.withdraw(size as u64);
+    grant::charge_cold(size as u64)
+}
+
+/// The calling thread's account for `tag`, if it is the current one or at its
+/// home place.
+#[inline(always)]
+fn at_hand<'a>(tag: Tag) -> Option<&'a Account> {
+    let account = thread::current();
+    if account.tag() == tag {
+        Some(account)
+    } else {
+        thread::guess(tag)
+    }
+}
+
+/// Refunds a block to its owner.
+#[inline(always)]
+fn refund(tag: Tag, block: *mut u8, size: usize) {
+    match at_hand(tag) {
+        Some(account) => {
+            if !account.refund(size as u64) {
+                grant::refund_cold(account);
+            }
+        }
+        None => {
+            let slot = grant::owner(tag, block as usize, size);
+            grant::refund_elsewhere(slot, size as u64, 1);
+        }
+    }
+}
+
+/// Charges the growth of a block of `size` bytes to its owner.
+#[inline(always)]
+fn grow(tag: Tag, block: *mut u8, size: usize, growth: usize) -> bool {
+    if let Some(account) = at_hand(tag) {
+        if account.raise(growth as u64) {
+            return true;
+        }
+        account.withdraw(growth as u64);
+    }
+    grant::grow_cold(grant::owner(tag, block as usize, size), growth as u64)
+}
+
+/// Refunds the bytes by which a block has shrunk to `size`.
+#[inline(always)]
+fn shrink(tag: Tag, block: *mut u8, size: usize, bytes: usize) {
+    match at_hand(tag) {
+        Some(account) => {
+            if !account.lower(bytes as u64) {
+                grant::refund_cold(account);
+            }
+        }
+        None => {
+            let slot = grant::owner(tag, block as usize, size);
+            grant::refund_elsewhere(slot, bytes as u64, 0);
+        }
+    }
+}
+
+/// Writes the owner where its size says; `false` if the page map has no place.
+///
+/// # Safety
+/// `block` has the bytes that [`layout::inner`] asks for a block of `size`.
+#[inline(always)]
+unsafe fn record_owner(block: *mut u8, size: usize, tag: Tag) -> bool {
+    if is_page_mapped(size) {
+        return page_map::set(block as usize, tag);
+    }
+    // SAFETY: the caller's block has room for the tag.
+    unsafe { write_tag(block, size, tag) };
+    true
+}
+
+/// Reads the owner of a live block.
+///
+/// # Safety
+/// `block` is a live block of this allocator with this `size`.
+#[inline(always)]
+unsafe fn peek_owner(block: *mut u8, size: usize) -> Tag {
+    if is_page_mapped(size) {
+        page_map::get(block as usize)
+    } else {
+        // SAFETY: the caller's block carries a tag.
+        unsafe { read_tag(block, size) }
+    }
+}
+
+/// Reads the owner of a block that is about to be freed, and forgets it where
+/// that is free of charge: a second free of a page-mapped block (in debug
+/// builds of any block) finds no owner and ends the process with a message.
+///
+/// # Safety
+/// As [`peek_owner`].
+#[inline(always)]
+unsafe fn take_owner(block: *mut u8, size: usize) -> Tag {
+    // SAFETY: the caller's contract.
+    let tag = unsafe { peek_owner(block, size) };
+    if is_page_mapped(size) {
+        page_map::clear(block as usize);
+    } else if cfg!(debug_assertions) {
+        // SAFETY: the block carries a tag and is still ours.
+        unsafe { write_tag(block, size, Tag::NONE) };
+    }
+    tag
+}

@@ -1,0 +1,100 @@
+//! Errors about clients, with their figures.
+
+use crate::registry::budget::BudgetNode;
+use crate::registry::policies::ConfigError;
+use std::sync::Arc;
+
+/// A request did not fit, and which budget said so.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error(
+    "client `{client}` ({tier}) may not have {requested} more bytes: {charged} of {limit} bytes \
+     are charged to its {}; free memory, raise the limit or move it to a higher tier",
+    .node.what()
+)]
+#[non_exhaustive]
+pub struct QuotaExceeded {
+    /// The client's name.
+    pub client: Arc<str>,
+    /// The name of its tier.
+    pub tier: Arc<str>,
+    /// Bytes asked for; 0 at a safe point, where the excess exists already.
+    pub requested: u64,
+    /// Bytes charged to the budget that refused.
+    pub charged: u64,
+    /// That budget's limit in bytes.
+    pub limit: u64,
+    /// Which budget refused.
+    pub node: BudgetNode,
+}
+
+/// A client's work ended while the client was over its quota. The work's own
+/// result is not lost.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{quota}")]
+#[non_exhaustive]
+pub struct OverQuota<R> {
+    /// By how much, and against which limit.
+    pub quota: QuotaExceeded,
+    /// What the work returned.
+    pub output: R,
+}
+
+impl BudgetNode {
+    pub(crate) fn what(self) -> &'static str {
+        match self {
+            BudgetNode::Client => "own budget",
+            BudgetNode::Tier => "tier",
+            BudgetNode::Memory => "memory",
+            BudgetNode::Removed => "name, which was removed",
+        }
+    }
+}
+
+/// No client of this name in this memory.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("there is no client `{name}`: register it with add_client, or look for a typing error")]
+#[non_exhaustive]
+pub struct UnknownClient {
+    /// The name asked for.
+    pub name: String,
+}
+
+/// A client could not be registered, renamed or moved. Nothing was changed.
+#[derive(Clone, PartialEq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RegisterError {
+    /// The name is taken.
+    #[error("there is a client `{name}` already: names are unique in a memory")]
+    Duplicate {
+        /// The name.
+        name: String,
+    },
+    /// Its limits make no sense.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// What it would be guaranteed is not there.
+    #[error(
+        "a guarantee of {requested} bytes does not fit: {charged} of {limit} bytes are \
+         reserved or in use"
+    )]
+    GuaranteeDoesNotFit {
+        /// Bytes to reserve.
+        requested: u64,
+        /// Bytes reserved or in use in the budget that refused.
+        charged: u64,
+        /// That budget's limit.
+        limit: u64,
+    },
+    /// Every id is in use.
+    #[error("all {limit} client ids are in use: remove clients, and free what they hold")]
+    IdsExhausted {
+        /// Clients that can exist at once.
+        limit: u32,
+    },
+    /// The system has no memory for another client.
+    #[error("the system has no memory for another client")]
+    OutOfMemory,
+    /// The client was removed.
+    #[error("the client was removed from its memory")]
+    Removed,
+}

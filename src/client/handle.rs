@@ -1,0 +1,362 @@
+//! [`Client`]: a handle to a registered tenant.
+
+use super::error::{OverQuota, QuotaExceeded, RegisterError};
+use super::scope::Scope;
+use crate::ledger::fork::Cold;
+use crate::ledger::reading::{self, Reading};
+use crate::ledger::{grant, retire, thread};
+use crate::registry::REGISTRY;
+use crate::registry::budget::{BudgetNode, Refusal, Tree};
+use crate::registry::policies::{ClientOptions, override_mask};
+use crate::registry::slot::{Limits, Locked, Slot, State};
+use crate::registry::{Enforcement, Tier};
+use core::fmt;
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+/// Which client, for as long as the process lives: ids are not used again.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ClientId {
+    index: u32,
+    generation: u32,
+}
+
+impl ClientId {
+    /// The small integer that blocks are tagged with. Used again by a later
+    /// client when nothing of this one is left.
+    pub fn index(self) -> u32 {
+        self.index
+    }
+
+    /// How many clients have had the index, this one included.
+    pub fn generation(self) -> u32 {
+        self.generation
+    }
+}
+
+impl fmt::Display for ClientId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.index, self.generation)
+    }
+}
+
+/// What a client has and had, in bytes and in blocks.
+///
+/// Exact when no thread is working for the client; else as of no single
+/// moment, but never below zero and never above what is charged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct ClientUsage {
+    /// Bytes allocated and not freed, on the heap and in blocks.
+    pub live_bytes: u64,
+    /// Of these, bytes in blocks from `allocate_for_client`.
+    pub block_bytes: u64,
+    /// Allocations not freed.
+    pub live_allocations: u64,
+    /// Bytes drawn from the budget: live bytes and the threads' unused credit.
+    pub charged_bytes: u64,
+    /// The highest that `charged_bytes` was: at least the highest that
+    /// `live_bytes` was, at most 128 KiB a thread more.
+    pub peak_bytes: u64,
+    /// Bytes beyond the limits, out of the memory's headroom.
+    pub overdrawn_bytes: u64,
+    /// Bytes ever allocated.
+    pub total_bytes: u64,
+    /// Allocations ever made.
+    pub total_allocations: u64,
+    /// Requests refused.
+    pub refusals: u64,
+    /// Requests granted only because the client is observed.
+    pub observed_breaches: u64,
+}
+
+/// A tenant: a handle that is cheap to clone, stays with its tenant whatever
+/// that is renamed to, and does not keep anything alive.
+///
+/// ```
+/// use tiered_allocator::{Memory, SubscriptionTier};
+///
+/// let memory = Memory::new(1 << 30);
+/// let client = memory.register("acme", SubscriptionTier::Basic)?;
+/// let words = client.run(|| "charged to acme".split(' ').collect::<Vec<_>>())?;
+/// assert_eq!(words.len(), 3);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct Client {
+    slot: &'static Slot,
+    generation: u32,
+}
+
+impl Client {
+    pub(crate) fn new(slot: &'static Slot, generation: u32) -> Client {
+        Client { slot, generation }
+    }
+
+    pub(crate) fn slot(&self) -> &'static Slot {
+        self.slot
+    }
+
+    /// The client of the innermost scope of the calling thread; `None` outside
+    /// any scope.
+    pub fn current() -> Option<Client> {
+        let slot = REGISTRY.slot(thread::current_tag().index()?)?;
+        (!slot.is_unattributed()).then(|| Client::new(slot, slot.generation()))
+    }
+
+    /// Which client this is.
+    pub fn id(&self) -> ClientId {
+        ClientId {
+            index: self.slot.index(),
+            generation: self.generation,
+        }
+    }
+
+    /// The name at the moment, or `None` once nothing of the client is left.
+    pub fn name(&self) -> Option<Arc<str>> {
+        self.locked(|locked| locked.name().cloned()).flatten()
+    }
+
+    /// The tier at the moment, or `None` once nothing of the client is left.
+    pub fn tier(&self) -> Option<Tier> {
+        let (tree, tier) = self.locked(|locked| (locked.share_tree(), self.slot.tier()))?;
+        let named = tree?.policies.at(tier)?;
+        Some(Tier::from(&*named.name))
+    }
+
+    /// Whether the client is registered: not removed, and its memory neither.
+    pub fn is_active(&self) -> bool {
+        self.slot.is_active(self.generation)
+    }
+
+    /// Runs `read` under the slot's lock, if the slot is still this client's.
+    /// Nothing may be allocated in there: the allocator may need the lock.
+    fn locked<T>(&self, read: impl FnOnce(&mut Locked) -> T) -> Option<T> {
+        let _cold = Cold::enter(thread::attached());
+        let mut locked = self.slot.lock();
+        let is_ours = self.slot.generation() == self.generation && self.slot.state() != State::Free;
+        is_ours.then(|| read(&mut locked))
+    }
+
+    /// Charges what the calling thread allocates to this client, until the
+    /// guard is dropped. Scopes nest; the innermost counts. After the client
+    /// was removed, allocations are charged to nobody.
+    ///
+    /// ```
+    /// # use tiered_allocator::{Client, Memory, SubscriptionTier};
+    /// # let memory = Memory::new(1 << 30);
+    /// let client = memory.register("acme", SubscriptionTier::Basic)?;
+    /// {
+    ///     let _scope = client.enter();
+    ///     assert_eq!(Client::current().map(|c| c.id()), Some(client.id()));
+    /// }
+    /// assert!(Client::current().is_none());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[inline]
+    #[must_use = "the scope ends when the guard is dropped"]
+    pub fn enter(&self) -> Scope {
+        Scope::enter(self.slot, self.generation)
+    }
+
+    /// Runs `work` in a scope of this client. The end is a safe point.
+    ///
+    /// # Errors
+    /// [`OverQuota`], with what the work returned, if the client is over its
+    /// quota when the work ends.
+    pub fn run<R>(&self, work: impl FnOnce() -> R) -> Result<R, OverQuota<R>> {
+        let scope = self.enter();
+        let output = work();
+        drop(scope);
+        match self.checkpoint() {
+            Ok(()) => Ok(output),
+            Err(quota) => Err(OverQuota { quota, output }),
+        }
+    }
+
+    /// Starts a thread that does `work` for this client, as [`Client::run`].
+    ///
+    /// # Errors
+    /// The system has no resources for another thread.
+    pub fn spawn<R, F>(&self, work: F) -> io::Result<JoinHandle<Result<R, OverQuota<R>>>>
+    where
+        F: FnOnce() -> R + Send + 'static,
+        R: Send + 'static,
+    {
+        let client = self.clone();
+        std::thread::Builder::new().spawn(move || client.run(work))
+    }
+
+    /// A safe point: code that runs for a graceful client calls it where it
+    /// can stop. One load while the client is within its quota.
+    ///
+    /// # Errors
+    /// The client is over its quota: stop, and free what can be freed.
+    #[inline]
+    pub fn checkpoint(&self) -> Result<(), QuotaExceeded> {
+        if self.slot.overdrawn() == 0 {
+            return Ok(());
+        }
+        self.checkpoint_cold()
+    }
+
+    #[cold]
+    fn checkpoint_cold(&self) -> Result<(), QuotaExceeded> {
+        let figures = self.locked(|locked| {
+            grant::collect(locked);
+            (self.slot.overdrawn() > 0).then(|| Refusal {
+                node: BudgetNode::Client,
+                requested: 0,
+                charged: self.slot.charged(),
+                limit: self.slot.limits().max,
+            })
+        });
+        match figures.flatten() {
+            Some(refusal) => Err(quota_exceeded(self.slot, refusal)),
+            None => Ok(()),
+        }
+    }
+
+    /// What the client has and had.
+    pub fn usage(&self) -> ClientUsage {
+        if self.slot.generation() != self.generation {
+            return ClientUsage::default();
+        }
+        let _cold = Cold::enter(thread::attached());
+        usage(self.slot, reading::of(self.slot))
+    }
+
+    /// Moves the client to another tier: its limits become that tier's, but
+    /// for those it was given of its own. What it holds stays, and counts
+    /// against the new tier; above a lowered limit nothing new is granted.
+    ///
+    /// # Errors
+    /// The tier is unknown, its guarantee does not fit, or the client was
+    /// removed. Nothing is changed then.
+    pub fn set_tier(&self, tier: impl Into<Tier>) -> Result<(), RegisterError> {
+        let tier = tier.into();
+        let tree = self.tree()?;
+        let (place, policy) = tree.policies.find(&tier)?;
+        let _alone = tree.policies.change();
+        let overrides = self.slot.overrides();
+        let limits = tree
+            .policies
+            .carry_over(&policy, self.slot.limits(), overrides)?;
+        self.change(place, limits, overrides)
+    }
+
+    /// Gives the client this tier and these limits of its own, in place of
+    /// those it had.
+    ///
+    /// # Errors
+    /// As [`Client::set_tier`], and limits that make no sense.
+    pub fn configure(&self, options: impl Into<ClientOptions>) -> Result<(), RegisterError> {
+        let options = options.into();
+        let tree = self.tree()?;
+        let (place, policy) = tree.policies.find(&options.tier)?;
+        let limits = tree.policies.limits(&policy, &options)?;
+        let _alone = tree.policies.change();
+        self.change(place, limits, override_mask(&options))
+    }
+
+    fn tree(&self) -> Result<Arc<Tree>, RegisterError> {
+        self.locked(|locked| locked.share_tree())
+            .flatten()
+            .ok_or(RegisterError::Removed)
+    }
+
+    fn change(&self, place: usize, limits: Limits, overrides: u8) -> Result<(), RegisterError> {
+        self.locked(|locked| {
+            if self.slot.state() != State::Active {
+                return Err(RegisterError::Removed);
+            }
+            locked
+                .reconfigure(place, limits)
+                .map_err(guarantee_does_not_fit)?;
+            self.slot.set_overrides(overrides);
+            // Credit drawn under the old limits must not outlast them.
+            grant::collect(locked);
+            Ok(())
+        })
+        .unwrap_or(Err(RegisterError::Removed))
+    }
+
+    pub(crate) fn retire(&self) -> bool {
+        retire::retire(self.slot, self.generation)
+    }
+
+    pub(crate) fn try_close(&self) -> bool {
+        retire::try_close(self.slot, self.generation)
+    }
+
+    /// The limits in force, in bytes: `max`, soft limit, guarantee.
+    pub fn limits(&self) -> (u64, u64, u64) {
+        let limits = self.slot.limits();
+        (limits.max, limits.soft, limits.guarantee)
+    }
+
+    /// What happens beyond `max`.
+    pub fn enforcement(&self) -> Enforcement {
+        self.slot.limits().enforcement
+    }
+
+    /// Gives the client another name, under the lock of its memory's names.
+    pub(crate) fn rename(&self, name: Arc<str>) -> Option<Arc<str>> {
+        self.locked(|locked| locked.set_name(Some(name))).flatten()
+    }
+}
+
+impl PartialEq for Client {
+    fn eq(&self, other: &Client) -> bool {
+        self.id() == other.id()
+    }
+}
+
+impl Eq for Client {}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client")
+            .field("id", &format_args!("{}", self.id()))
+            .field("name", &self.name())
+            .finish()
+    }
+}
+
+pub(crate) fn guarantee_does_not_fit(refusal: Refusal) -> RegisterError {
+    RegisterError::GuaranteeDoesNotFit {
+        requested: refusal.requested,
+        charged: refusal.charged,
+        limit: refusal.limit,
+    }
+}
+
+pub(crate) fn usage(slot: &Slot, reading: Reading) -> ClientUsage {
+    ClientUsage {
+        live_bytes: reading.live_bytes,
+        block_bytes: slot.block_bytes().min(reading.live_bytes),
+        live_allocations: reading.live_blocks,
+        charged_bytes: slot.charged().max(reading.live_bytes),
+        peak_bytes: slot.peak().max(reading.live_bytes),
+        overdrawn_bytes: slot.overdrawn(),
+        total_bytes: reading.allocated_bytes,
+        total_allocations: reading.allocations,
+        refusals: slot.refusals(),
+        observed_breaches: slot.observed(),
+    }
+}
+
+/// Puts names to a refusal. Allocates, so never from inside `alloc`.
+pub(crate) fn quota_exceeded(slot: &'static Slot, refusal: Refusal) -> QuotaExceeded {
+    let client = Client::new(slot, slot.generation());
+    let unknown = || Arc::from("?");
+    QuotaExceeded {
+        client: client.name().unwrap_or_else(unknown),
+        tier: client.tier().map_or_else(unknown, |tier| tier.shared_name()),
+        requested: refusal.requested,
+        charged: refusal.charged,
+        limit: refusal.limit,
+        node: refusal.node,
+    }
+}

@@ -1,0 +1,13 @@
+//! Clients as their users see them: handles, scopes, errors.
+//!
+//! No `unsafe`; all bookkeeping is the ledger's.
+
+mod error;
+mod handle;
+mod scope;
+
+pub use error::{OverQuota, QuotaExceeded, RegisterError, UnknownClient};
+pub use handle::{Client, ClientId, ClientUsage};
+pub use scope::{Scope, untracked};
+
+pub(crate) use handle::{guarantee_does_not_fit, quota_exceeded, usage};

@@ -1,0 +1,397 @@
+//! What one thread knows about one client: one balance, one ceiling.
+//!
+//! ```text
+//!   0                 balance                    ceiling = window
+//!   |--------------------|--------------------------|
+//!     frees move left  <-+->  allocations move right
+//!   below 0: cold path      credit = window - balance     above: cold path
+//! ```
+//!
+//! `balance` rises with every allocation and falls with every free, so a
+//! thread that does both in turn never leaves the window, and never the fast
+//! path. `offset` shifts the window: the thread's net bytes with the client
+//! are `offset + balance`, and what it has drawn from the client's budget is
+//! `granted = offset + window`. Both may be negative (a thread that frees what
+//! others allocate); their difference, the unused credit, is not.
+//!
+//! Access rules:
+//!
+//! - `balance`, `allocated`, `allocs`, `frees`, `pins`: stored by the owning
+//!   thread alone, so a load and a store are as good as a read-modify-write;
+//! - `offset`, `window`, `ceiling`, `generation`: stored under the slot's lock
+//!   only, by the owner's cold path or a revoker; `tag`: by the owner, under
+//!   the lock of the slot that it names or named;
+//! - anybody may load anything.
+//!
+//! # Orderings
+//! *Publish, then check*: [`Account::charge`] stores the new balance before it
+//! loads the ceiling, with a [`light_fence`] between. A revoker stores a low
+//! ceiling, issues `heavy_fence`, then loads the balance. The pair of fences
+//! forbids the one bad outcome, in which the owner misses the low ceiling and
+//! the revoker misses the balance (membarrier(2), "store buffering"). Every
+//! single access can then be `Relaxed`. [`Account::pin`] and the withdrawal of
+//! a generation work the same way.
+
+use crate::owner::Tag;
+use crate::registry::slot::{NO_GENERATION, Totals};
+use crate::sync::{AtomicI64, AtomicU32, AtomicU64, Ordering, light_fence};
+
+/// See the module's description. One cache line; all zero is an unused account.
+#[repr(C, align(64))]
+pub(crate) struct Account {
+    balance: AtomicU64,
+    ceiling: AtomicU64,
+    allocated: AtomicU64,
+    allocs: AtomicU64,
+    frees: AtomicU64,
+    offset: AtomicI64,
+    tag: AtomicU32,
+    generation: AtomicU32,
+    window: AtomicU32,
+    pins: AtomicU32,
+}
+
+const _: () = assert!(size_of::<Account>() == 64);
+
+/// Where client 0's balance starts: so far from both ends that no program gets
+/// there.
+const MIDDLE: u64 = 1 << 62;
+
+#[inline(always)]
+fn add(counter: &AtomicU64, amount: u64) {
+    counter.store(
+        counter.load(Ordering::Relaxed).wrapping_add(amount),
+        Ordering::Relaxed,
+    );
+}
+
+impl Account {
+    /// An account that belongs to no client: every charge goes to the cold
+    /// path, no block's tag matches.
+    pub(crate) const fn nobody() -> Account {
+        Account {
+            balance: AtomicU64::new(0),
+            ceiling: AtomicU64::new(0),
+            allocated: AtomicU64::new(0),
+            allocs: AtomicU64::new(0),
+            frees: AtomicU64::new(0),
+            offset: AtomicI64::new(0),
+            tag: AtomicU32::new(Tag::NEVER.to_bits()),
+            generation: AtomicU32::new(NO_GENERATION),
+            window: AtomicU32::new(0),
+            pins: AtomicU32::new(0),
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn tag(&self) -> Tag {
+        Tag::from_bits(self.tag.load(Ordering::Relaxed))
+    }
+
+    // --- the fast path: the owning thread, no lock ---------------------------
+
+    /// Charges one block. One counter, one comparison, two statistics.
+    /// `false`: over the ceiling; [`Account::withdraw`] must follow.
+    #[inline(always)]
+    pub(crate) fn charge(&self, size: u64) -> bool {
+        if self.raise(size) {
+            add(&self.allocs, 1);
+            true
+        } else {
+            false
+        }
+    }
+
+    /// Charges the growth of a block that exists. Otherwise as `charge`.
+    #[inline(always)]
+    pub(crate) fn raise(&self, size: u64) -> bool {
+        let balance = self.balance.load(Ordering::Relaxed).wrapping_add(size);
+        self.balance.store(balance, Ordering::Relaxed);
+        light_fence();
+        if balance > self.ceiling.load(Ordering::Relaxed) {
+            return false;
+        }
+        add(&self.allocated, size);
+        true
+    }
+
+    /// Refunds one block. `false`: below the floor; the books are right, but
+    /// the cold path should give credit back.
+    #[inline(always)]
+    pub(crate) fn refund(&self, size: u64) -> bool {
+        add(&self.frees, 1);
+        self.lower(size)
+    }
+
+    /// Refunds the shrinking of a block that lives on.
+    #[inline(always)]
+    pub(crate) fn lower(&self, size: u64) -> bool {
+        let (balance, below) = self.balance.load(Ordering::Relaxed).overflowing_sub(size);
+        self.balance.store(balance, Ordering::Relaxed);
+        !below
+    }
+
+    // --- the owner's cold path ------------------------------------------------
+
+    /// Takes back the store of a charge that met the ceiling. The owner does
+    /// this first, before any lock: a revoker that saw the attempt waits for it.
+    ///
+    /// A fresh thread's account is shared by all of them. There only zero is
+    /// ever stored here, so that their racing attempts add up to something
+    /// positive, which its ceiling refuses.
+    pub(crate) fn withdraw(&self, size: u64) {
+        let balance = if self.tag() == Tag::NEVER {
+            0
+        } else {
+            self.balance.load(Ordering::Relaxed).wrapping_sub(size)
+        };
+        self.balance.store(balance, Ordering::Release);
+    }
+
+    /// Undoes a whole charge, statistics included: the inner allocator had no
+    /// memory. As [`Account::refund`] it may end below the floor.
+    pub(crate) fn undo(&self, size: u64, blocks: u64) -> bool {
+        add(&self.allocs, blocks.wrapping_neg());
+        add(&self.allocated, size.wrapping_neg());
+        self.lower(size)
+    }
+
+    /// Counts a block (or with `blocks` 0 its growth) that the cold path has
+    /// charged.
+    pub(crate) fn count(&self, size: u64, blocks: u64) {
+        add(&self.allocs, blocks);
+        add(&self.allocated, size);
+    }
+
+    /// Moves the window so that the thread's net is `net` and its unused
+    /// credit `credit`, with room for `window - credit` bytes of frees. The
+    /// owner, under the slot's lock.
+    pub(crate) fn place(&self, net: i64, credit: u64, window: u32) {
+        debug_assert!(credit <= u64::from(window));
+        let balance = u64::from(window) - credit;
+        self.offset.store(net - balance as i64, Ordering::Relaxed);
+        self.window.store(window, Ordering::Relaxed);
+        self.balance.store(balance, Ordering::Relaxed);
+        self.ceiling.store(u64::from(window), Ordering::Relaxed);
+    }
+
+    /// Makes an unused account a client's. The owner, under the slot's lock.
+    pub(crate) fn claim(&self, tag: Tag, generation: u32) {
+        self.generation.store(generation, Ordering::Relaxed);
+        self.tag.store(tag.to_bits(), Ordering::Release);
+    }
+
+    /// Makes an unused account client 0's, which no budget binds.
+    pub(crate) fn claim_unattributed(&self, tag: Tag) {
+        self.offset.store(-(MIDDLE as i64), Ordering::Relaxed);
+        self.balance.store(MIDDLE, Ordering::Relaxed);
+        self.ceiling.store(2 * MIDDLE, Ordering::Relaxed);
+        self.pins.store(1, Ordering::Relaxed);
+        self.claim(tag, NO_GENERATION);
+    }
+
+    /// Makes it unused again, its totals having been settled. The owner (or
+    /// the only thread of a forked child), under the slot's lock.
+    pub(crate) fn clear(&self) {
+        self.tag.store(Tag::NONE.to_bits(), Ordering::Relaxed);
+        self.generation.store(NO_GENERATION, Ordering::Relaxed);
+        for counter in [
+            &self.balance,
+            &self.ceiling,
+            &self.allocated,
+            &self.allocs,
+            &self.frees,
+        ] {
+            counter.store(0, Ordering::Relaxed);
+        }
+        self.offset.store(0, Ordering::Relaxed);
+        self.window.store(0, Ordering::Relaxed);
+        self.pins.store(0, Ordering::Relaxed);
+    }
+
+    // --- scopes ---------------------------------------------------------------
+
+    /// Keeps the account the client's while a scope of `generation` points to
+    /// it. `false`: that generation may not be entered any more.
+    #[inline(always)]
+    pub(crate) fn pin(&self, generation: u32) -> bool {
+        let pins = self.pins.load(Ordering::Relaxed);
+        self.pins.store(pins + 1, Ordering::Relaxed);
+        light_fence();
+        if self.generation.load(Ordering::Relaxed) == generation {
+            true
+        } else {
+            self.pins.store(pins, Ordering::Relaxed);
+            false
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn unpin(&self) {
+        let pins = self.pins.load(Ordering::Relaxed);
+        // Release: whoever sees no pin sees all that the scope did.
+        self.pins.store(pins.wrapping_sub(1), Ordering::Release);
+    }
+
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.pins.load(Ordering::Acquire) != 0
+    }
+
+    /// Lets scopes of `generation` in, or with [`NO_GENERATION`] none. Under
+    /// the slot's lock.
+    pub(crate) fn admit_generation(&self, generation: u32) {
+        self.generation.store(generation, Ordering::Relaxed);
+    }
+
+    pub(crate) fn generation(&self) -> u32 {
+        self.generation.load(Ordering::Relaxed)
+    }
+
+    // --- the books ------------------------------------------------------------
+
+    /// The thread's net bytes with the client. A balance below the floor has
+    /// wrapped; read as signed it is the right negative number.
+    pub(crate) fn net(&self) -> i64 {
+        let balance = self.balance.load(Ordering::Relaxed) as i64;
+        self.offset.load(Ordering::Relaxed).wrapping_add(balance)
+    }
+
+    /// Bytes drawn from the budget and not used. Negative while the owner
+    /// tries to charge more than it has.
+    pub(crate) fn credit(&self) -> i64 {
+        let balance = self.balance.load(Ordering::Acquire) as i64;
+        i64::from(self.window.load(Ordering::Relaxed)) - balance
+    }
+
+    pub(crate) fn window(&self) -> u32 {
+        self.window.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn totals(&self) -> Totals {
+        Totals {
+            net: self.net(),
+            allocated: self.allocated.load(Ordering::Relaxed),
+            allocs: self.allocs.load(Ordering::Relaxed),
+            frees: self.frees.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Bytes that the thread has freed so far: never more than it had when the
+    /// call returns, because `allocated` is loaded before the balance.
+    pub(crate) fn freed(&self) -> u64 {
+        let allocated = self.allocated.load(Ordering::Acquire);
+        allocated.wrapping_sub(self.net() as u64)
+    }
+
+    pub(crate) fn allocated(&self) -> u64 {
+        self.allocated.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn allocs(&self) -> u64 {
+        self.allocs.load(Ordering::Relaxed)
+    }
+
+    // --- a revoker, under the slot's lock --------------------------------------
+
+    /// Sends the owner's next charge to the cold path.
+    pub(crate) fn bar(&self) {
+        self.ceiling.store(0, Ordering::Relaxed);
+    }
+
+    /// Whether a revoker has barred the account and not come back yet.
+    pub(crate) fn is_barred(&self) -> bool {
+        self.ceiling.load(Ordering::Relaxed) == 0 && self.window() > 0
+    }
+
+    /// Lets the owner use what it has.
+    pub(crate) fn unbar(&self) {
+        self.ceiling
+            .store(u64::from(self.window()), Ordering::Relaxed);
+    }
+
+    /// After [`Account::bar`] and a heavy fence: shrinks the window to what is
+    /// in use and answers how many bytes of credit that frees.
+    pub(crate) fn seize(&self) -> u64 {
+        let window = self.window();
+        let balance = self.balance.load(Ordering::Acquire) as i64;
+        let used = balance.clamp(0, i64::from(window)) as u32;
+        self.window.store(used, Ordering::Relaxed);
+        u64::from(window - used)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn account() -> Account {
+        let account = Account::nobody();
+        account.claim(Tag::of(4), 9);
+        account
+    }
+
+    #[test]
+    fn alternating_charges_and_refunds_stay_inside_the_window() {
+        let account = account();
+        account.place(0, 100, 200);
+        for _ in 0..10_000 {
+            assert!(account.charge(60));
+            assert!(account.refund(60));
+        }
+        assert_eq!(account.net(), 0);
+        assert_eq!(account.credit(), 100);
+        assert_eq!(account.totals().allocated, 600_000);
+        assert_eq!(account.freed(), 600_000);
+    }
+
+    #[test]
+    fn the_ceiling_is_exact_and_a_withdrawn_charge_leaves_no_trace() {
+        let account = account();
+        account.place(0, 100, 200);
+        assert!(account.charge(100));
+        assert!(!account.charge(1));
+        account.withdraw(1);
+        assert_eq!(account.net(), 100);
+        assert_eq!(account.credit(), 0);
+        assert_eq!(account.totals().allocs, 1);
+    }
+
+    #[test]
+    fn below_the_floor_the_books_stay_right() {
+        let account = account();
+        account.place(0, 10, 20);
+        assert!(account.refund(10));
+        assert!(!account.refund(500));
+        assert_eq!(account.net(), -510);
+        assert_eq!(account.credit(), 520);
+    }
+
+    #[test]
+    fn seizing_takes_what_is_unused_and_nothing_else() {
+        let account = account();
+        account.place(0, 100, 200);
+        assert!(account.charge(30));
+        account.bar();
+        assert!(!account.charge(1));
+        account.withdraw(1);
+        assert_eq!(account.seize(), 70);
+        assert_eq!(account.credit(), 0);
+        assert_eq!(account.net(), 30);
+        account.unbar();
+        // What is freed afterwards can be used again.
+        assert!(account.refund(30));
+        assert!(account.charge(30));
+        assert!(!account.charge(1));
+    }
+
+    #[test]
+    fn a_withdrawn_generation_cannot_be_entered() {
+        let account = account();
+        assert!(account.pin(9));
+        assert!(account.is_pinned());
+        account.unpin();
+        account.admit_generation(NO_GENERATION);
+        assert!(!account.pin(9));
+        assert!(!account.is_pinned());
+    }
+}

@@ -1,0 +1,109 @@
+//! The cold path across `fork`.
+//!
+//! A child inherits one thread and the memory of all. If another thread was
+//! inside the cold path, its locks stay taken for ever and its books half
+//! written. So `fork` waits until nobody is: everybody announces the cold path
+//! in a word of their own ([`Table::cold`], or [`TABLELESS`] where there is no
+//! table), and stays out while [`FORKING`] is set.
+//!
+//! # Orderings
+//! Dekker's pattern with a full fence on both sides: a thread stores its
+//! announcement, fences, loads `FORKING`; the forking thread stores `FORKING`,
+//! fences, loads the announcements. One of the two sees the other.
+
+use super::table::{self, Table};
+use super::{grant, thread};
+use crate::sync::{AtomicBool, AtomicU32, Ordering};
+use crate::sys;
+use core::sync::atomic::fence;
+
+static FORKING: AtomicBool = AtomicBool::new(false);
+static TABLELESS: AtomicU32 = AtomicU32::new(0);
+
+/// Proof that the calling thread is inside the cold path.
+pub(crate) struct Cold(Option<&'static Table>);
+
+impl Cold {
+    /// Enters the cold path, after a `fork` in progress if there is one. May
+    /// be nested.
+    pub(crate) fn enter(table: Option<&'static Table>) -> Cold {
+        match table {
+            Some(table) => {
+                let depth = table.cold.load(Ordering::Relaxed);
+                table.cold.store(depth + 1, Ordering::Relaxed);
+                fence(Ordering::SeqCst);
+                while depth == 0 && FORKING.load(Ordering::Relaxed) {
+                    table.cold.store(0, Ordering::Release);
+                    sys::yield_now();
+                    table.cold.store(1, Ordering::Relaxed);
+                    fence(Ordering::SeqCst);
+                }
+            }
+            None => {
+                TABLELESS.fetch_add(1, Ordering::SeqCst);
+                while FORKING.load(Ordering::SeqCst) {
+                    TABLELESS.fetch_sub(1, Ordering::SeqCst);
+                    sys::yield_now();
+                    TABLELESS.fetch_add(1, Ordering::SeqCst);
+                }
+            }
+        }
+        Cold(table)
+    }
+}
+
+impl Drop for Cold {
+    fn drop(&mut self) {
+        match self.0 {
+            Some(table) => {
+                let depth = table.cold.load(Ordering::Relaxed);
+                // Release: whoever sees the thread outside sees what it wrote.
+                table.cold.store(depth - 1, Ordering::Release);
+            }
+            None => {
+                TABLELESS.fetch_sub(1, Ordering::Release);
+            }
+        }
+    }
+}
+
+/// Arranges for all of this, once in a process.
+pub(crate) fn install() {
+    static INSTALLED: AtomicBool = AtomicBool::new(false);
+    if !INSTALLED.swap(true, Ordering::Relaxed) {
+        sys::on_fork(prepare, resume_parent, resume_child);
+    }
+}
+
+unsafe extern "C" fn prepare() {
+    // Two threads may fork at once: one after the other.
+    while FORKING.swap(true, Ordering::SeqCst) {
+        sys::yield_now();
+    }
+    fence(Ordering::SeqCst);
+    let busy = || {
+        TABLELESS.load(Ordering::Acquire) != 0
+            || table::all().any(|table| table.cold.load(Ordering::Acquire) != 0)
+    };
+    while busy() {
+        sys::yield_now();
+    }
+}
+
+unsafe extern "C" fn resume_parent() {
+    FORKING.store(false, Ordering::SeqCst);
+}
+
+unsafe extern "C" fn resume_child() {
+    debug_assert!(!table::idle_is_locked());
+    FORKING.store(false, Ordering::SeqCst);
+    // The other threads are gone; what they had belongs to the clients still.
+    let own = thread::own_table();
+    for table in table::all() {
+        let is_own = own.is_some_and(|own| core::ptr::eq(own, table));
+        if table.is_owned() && !is_own {
+            grant::settle_table(table);
+            table::release(table);
+        }
+    }
+}

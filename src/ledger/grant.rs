@@ -1,0 +1,420 @@
+//! The cold path between accounts and budgets: draws credit, returns it,
+//! admits a request or refuses it, opens and settles accounts.
+//!
+//! Lock order: `Tree::revoking` before any slot's lock; never two slots' locks
+//! at once; the inner allocator is never called under either.
+
+use super::account::Account;
+use super::fork::Cold;
+use super::revoke;
+use super::table::Table;
+use super::thread;
+use crate::owner::{Tag, corrupted};
+use crate::registry::budget::{BudgetNode, Reach, Refusal, batch};
+use crate::registry::slot::{Locked, NO_GENERATION, Slot, State, Totals};
+use crate::registry::{Enforcement, REGISTRY};
+use crate::sys;
+
+/// How often a charge goes back to take credit from others before it accepts
+/// a refusal by a tier or a memory.
+const ROUNDS: usize = 8;
+
+/// The slot that a block's tag names. Ends the process if it names none.
+pub(crate) fn owner(tag: Tag, address: usize, size: usize) -> &'static Slot {
+    match tag.index().and_then(|index| REGISTRY.slot(index)) {
+        Some(slot) => slot,
+        None => corrupted(tag, address, size),
+    }
+}
+
+/// What kind of charge asks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Asks {
+    /// A new block, for the client of the current scope.
+    Block,
+    /// A block that exists grows, whoever is current.
+    Growth,
+}
+
+/// Charges a new block of `size` bytes to the calling thread's client after
+/// the fast path has met the ceiling and withdrawn. Answers the owner's tag,
+/// or `None` if the client may not have it.
+#[cold]
+#[inline(never)]
+pub(crate) fn charge_cold(size: u64) -> Option<Tag> {
+    let table = thread::attached();
+    let account = thread::current();
+    // The first allocation of a thread: now it has accounts.
+    if account.charge(size) {
+        return Some(account.tag());
+    }
+    account.withdraw(size);
+    let tag = thread::current_tag();
+    let slot = REGISTRY.slot(tag.index()?)?;
+    let account = (account.tag() == tag).then_some(account);
+    let _cold = Cold::enter(table);
+    match admit(slot, account, size, Asks::Block) {
+        Ok(()) => Some(tag),
+        // The client was removed while its scope is still open. Code that may
+        // see a null sees one; other code must not die of it.
+        Err(refusal)
+            if refusal.node == BudgetNode::Removed
+                && slot.limits().enforcement != Enforcement::Strict =>
+        {
+            charge_unattributed(size);
+            Some(thread::UNATTRIBUTED)
+        }
+        Err(_) => {
+            slot.count_refusal();
+            None
+        }
+    }
+}
+
+fn charge_unattributed(size: u64) {
+    match thread::own_table() {
+        Some(table) => {
+            // Client 0's ceiling is out of reach.
+            table.home(thread::UNATTRIBUTED).charge(size);
+        }
+        None => settle_tableless(thread::UNATTRIBUTED, size as i64, 1, 0),
+    }
+}
+
+/// Charges `size` more bytes to the owner of a block that grows, whose account
+/// is not at hand or has met its ceiling (and withdrawn).
+#[cold]
+#[inline(never)]
+pub(crate) fn grow_cold(slot: &'static Slot, size: u64) -> bool {
+    let account = thread::account_for(slot);
+    if account.is_some_and(|account| {
+        let raised = account.raise(size);
+        if !raised {
+            account.withdraw(size);
+        }
+        raised
+    }) {
+        return true;
+    }
+    let _cold = Cold::enter(thread::own_table());
+    let admitted = admit(slot, account, size, Asks::Growth).is_ok();
+    if !admitted {
+        slot.count_refusal();
+    }
+    admitted
+}
+
+/// Charges `size` bytes of a page-mapped block straight to the client's
+/// totals: blocks come and go on any thread and live long.
+pub(crate) fn charge_block(slot: &'static Slot, size: u64) -> Result<(), Refusal> {
+    let _cold = Cold::enter(thread::attached());
+    let admitted = admit(slot, None, size, Asks::Block);
+    match &admitted {
+        Ok(()) => slot.lock().add_block_bytes(size as i64),
+        Err(_) => slot.count_refusal(),
+    }
+    admitted
+}
+
+/// As [`charge_block`], for a block that exists and comes back from where its
+/// bytes were not charged: a removed client's blocks may do that, too.
+pub(crate) fn restore_block(slot: &'static Slot, size: u64) -> Result<(), Refusal> {
+    let _cold = Cold::enter(thread::attached());
+    let admitted = admit(slot, None, size, Asks::Growth);
+    match &admitted {
+        Ok(()) => slot.lock().add_block_bytes(size as i64),
+        Err(_) => slot.count_refusal(),
+    }
+    admitted
+}
+
+/// Gives back what [`charge_block`] or [`restore_block`] took. `blocks` is 1
+/// if the block ends, 0 if only its bytes go elsewhere.
+pub(crate) fn refund_block(slot: &'static Slot, size: u64, blocks: u64) {
+    let _cold = Cold::enter(thread::attached());
+    let mut locked = slot.lock();
+    locked.refund(size);
+    locked.add_block_bytes(-(size as i64));
+    slot.settle(Totals {
+        net: -(size as i64),
+        frees: blocks,
+        ..Totals::default()
+    });
+}
+
+/// Admits a charge of `size` bytes exactly, or refuses it and changes nothing.
+fn admit(
+    slot: &'static Slot,
+    account: Option<&Account>,
+    size: u64,
+    asks: Asks,
+) -> Result<(), Refusal> {
+    if slot.is_unattributed() {
+        settle_unattributed(account, size, asks);
+        return Ok(());
+    }
+    for round in 1.. {
+        let mut locked = slot.lock();
+        if asks == Asks::Block && slot.state() != State::Active {
+            return Err(Refusal {
+                node: BudgetNode::Removed,
+                requested: size,
+                charged: slot.charged(),
+                limit: 0,
+            });
+        }
+        let refusal = match try_admit(&mut locked, account, size, asks, Reach::Limits) {
+            Ok(()) => return Ok(()),
+            Err(refusal) => refusal,
+        };
+        // What can never fit disturbs nobody.
+        if refusal.node == BudgetNode::Client {
+            if size <= slot.limits().max
+                && revoke::within_client(&mut locked, account, size)
+                && try_admit(&mut locked, account, size, asks, Reach::Limits).is_ok()
+            {
+                return Ok(());
+            }
+        } else if round < ROUNDS {
+            let tree = locked.share_tree();
+            drop(locked);
+            // Credit of other clients may be in the way.
+            if tree.is_some_and(|tree| revoke::within_tree(&tree)) {
+                continue;
+            }
+            locked = slot.lock();
+            if asks == Asks::Growth || slot.state() == State::Active {
+                if try_admit(&mut locked, account, size, asks, Reach::Limits).is_ok() {
+                    return Ok(());
+                }
+            }
+        }
+        return beyond(&mut locked, account, size, asks, refusal);
+    }
+    unreachable!("the last round returns")
+}
+
+/// The place where a tier's enforcement decides about a request that does not
+/// fit its budgets.
+fn beyond(
+    locked: &mut Locked,
+    account: Option<&Account>,
+    size: u64,
+    asks: Asks,
+    refusal: Refusal,
+) -> Result<(), Refusal> {
+    match locked.slot().limits().enforcement {
+        Enforcement::Strict => Err(refusal),
+        Enforcement::Graceful => {
+            try_admit(locked, account, size, asks, Reach::Headroom).map_err(|_| refusal)
+        }
+        Enforcement::Observe => {
+            locked.slot().count_observed();
+            try_admit(locked, account, size, asks, Reach::Observed)
+        }
+    }
+}
+
+/// One attempt: uses the account's credit, charges the rest, and ahead of need
+/// as much as the room allows.
+fn try_admit(
+    locked: &mut Locked,
+    account: Option<&Account>,
+    size: u64,
+    asks: Asks,
+    reach: Reach,
+) -> Result<(), Refusal> {
+    let slot = locked.slot();
+    let blocks = u64::from(asks == Asks::Block);
+    let Some(account) = account else {
+        locked.charge(size, false, reach)?;
+        slot.settle(Totals {
+            net: size as i64,
+            allocated: size,
+            allocs: blocks,
+            frees: 0,
+        });
+        return Ok(());
+    };
+    let credit = account.credit().max(0) as u64;
+    let net = account.net() + size as i64;
+    let may_keep = may_keep_credit(slot, account);
+    let mut left = if credit >= size {
+        credit - size
+    } else {
+        locked.charge(size - credit, may_keep, reach)?
+    };
+    if !may_keep {
+        locked.refund(left);
+        left = 0;
+    }
+    place(locked, account, net, left, may_keep);
+    account.count(size, blocks);
+    Ok(())
+}
+
+/// Whether the account may hold credit: only where it could be taken back, and
+/// not while somebody is taking it back.
+fn may_keep_credit(slot: &Slot, account: &Account) -> bool {
+    sys::heavy_fence_available() && slot.state() == State::Active && !account.is_barred()
+}
+
+/// Moves the account's window: `credit` bytes for charges, and as much for
+/// frees as the room allows, before the cold path looks again.
+fn place(locked: &Locked, account: &Account, net: i64, credit: u64, may_keep: bool) {
+    let frees = if may_keep { batch(locked.room()) } else { 0 };
+    // Credit and batch are below 2 * 64 KiB but for what a large window held.
+    let window = u32::try_from(credit + frees).unwrap_or(u32::MAX);
+    account.place(net, credit, window);
+}
+
+/// Books a refund that took the account below its floor: keeps a batch of
+/// credit, gives the rest back to the client's budget.
+#[cold]
+#[inline(never)]
+pub(crate) fn refund_cold(account: &Account) {
+    let Some(slot) = account.tag().index().and_then(|index| REGISTRY.slot(index)) else {
+        return;
+    };
+    let _cold = Cold::enter(thread::own_table());
+    give_back(&mut slot.lock(), account);
+}
+
+fn give_back(locked: &mut Locked, account: &Account) {
+    let credit = account.credit().max(0) as u64;
+    let may_keep = may_keep_credit(locked.slot(), account);
+    let keep = if may_keep {
+        batch(locked.room()).min(credit)
+    } else {
+        0
+    };
+    locked.refund(credit - keep);
+    place(locked, account, account.net(), keep, may_keep);
+}
+
+/// Refunds a block, or part of one, of a client for which the calling thread
+/// has no account at hand.
+#[cold]
+#[inline(never)]
+pub(crate) fn refund_elsewhere(slot: &'static Slot, size: u64, blocks: u64) {
+    if let Some(account) = thread::account_for(slot) {
+        let above = if blocks == 0 {
+            account.lower(size)
+        } else {
+            account.refund(size)
+        };
+        if !above {
+            refund_cold(account);
+        }
+        return;
+    }
+    let _cold = Cold::enter(thread::own_table());
+    settle_tableless(slot.tag(), -(size as i64), 0, blocks);
+}
+
+/// Undoes a charge for which the inner allocator had no memory. `blocks` is 1
+/// for a new block, 0 for growth.
+#[cold]
+#[inline(never)]
+pub(crate) fn undo(tag: Tag, size: u64, blocks: u64) {
+    let Some(slot) = tag.index().and_then(|index| REGISTRY.slot(index)) else {
+        return;
+    };
+    if let Some(account) = thread::account_for(slot) {
+        if !account.undo(size, blocks) {
+            refund_cold(account);
+        }
+        return;
+    }
+    let _cold = Cold::enter(thread::own_table());
+    let mut locked = slot.lock();
+    if !slot.is_unattributed() {
+        locked.refund(size);
+    }
+    slot.settle(
+        Totals {
+            net: size as i64,
+            allocated: size,
+            allocs: blocks,
+            frees: 0,
+        }
+        .negated(),
+    );
+}
+
+/// Books `net` bytes of a client without an account. For a charge the budget
+/// has been asked before; a refund is given back here.
+fn settle_tableless(tag: Tag, net: i64, allocs: u64, frees: u64) {
+    let Some(slot) = tag.index().and_then(|index| REGISTRY.slot(index)) else {
+        return;
+    };
+    let totals = Totals {
+        net,
+        allocated: net.max(0) as u64,
+        allocs,
+        frees,
+    };
+    if slot.is_unattributed() {
+        slot.settle(totals);
+        return;
+    }
+    let mut locked = slot.lock();
+    if net < 0 {
+        locked.refund(net.unsigned_abs());
+    }
+    slot.settle(totals);
+}
+
+fn settle_unattributed(account: Option<&Account>, size: u64, asks: Asks) {
+    debug_assert!(account.is_none());
+    let blocks = u64::from(asks == Asks::Block);
+    settle_tableless(thread::UNATTRIBUTED, size as i64, blocks, 0);
+}
+
+/// Returns the unused credit of all threads to the client's budget, so that
+/// `charged` is what lives.
+pub(crate) fn collect(locked: &mut Locked) {
+    revoke::all_of_client(locked);
+}
+
+/// Opens an account of the calling thread for a client, evicting another if
+/// there is no place. `None`: scopes hold all places.
+#[cold]
+#[inline(never)]
+pub(crate) fn open_account<'a>(table: &'static Table, slot: &'static Slot) -> Option<&'a Account> {
+    let _cold = Cold::enter(Some(table));
+    let (place, account) = table.place_for(slot.tag())?;
+    if table.is_used_at(place) {
+        settle_account(table, place, account);
+    }
+    let locked = slot.lock();
+    let generation = match slot.state() {
+        State::Active => slot.generation(),
+        _ => NO_GENERATION,
+    };
+    account.claim(slot.tag(), generation);
+    table.set_used(place, true);
+    drop(locked);
+    Some(account)
+}
+
+/// Moves what an account holds to its client's totals and makes it unused.
+fn settle_account(table: &Table, place: usize, account: &Account) {
+    let Some(slot) = account.tag().index().and_then(|index| REGISTRY.slot(index)) else {
+        return;
+    };
+    let mut locked = slot.lock();
+    if !slot.is_unattributed() {
+        locked.refund(account.credit().max(0) as u64);
+    }
+    slot.settle(account.totals());
+    account.clear();
+    table.set_used(place, false);
+}
+
+/// Settles all accounts of a table whose owner is gone or going.
+pub(crate) fn settle_table(table: &Table) {
+    for (place, account) in table.accounts() {
+        settle_account(table, place, account);
+    }
+}

@@ -1,0 +1,20 @@
+//! Who has charged how much: the accounts of the threads, and the cold path
+//! between them and the clients' budgets.
+//!
+//! - [`account`]: one thread's balance with one client; the fast path.
+//! - [`table`]: a thread's accounts, found by client; tables are reused.
+//! - [`thread`]: the current account, the stack of scopes, thread exit.
+//! - [`grant`]: the cold path: draws credit, returns it, admits or refuses.
+//! - [`revoke`]: takes unused credit back from running threads.
+//! - [`reading`]: adds up what a client has, from all threads.
+//! - [`retire`]: the end of a client and the reuse of its slot.
+//! - [`fork`]: keeps the cold path whole across `fork`.
+
+pub(crate) mod account;
+pub(crate) mod fork;
+pub(crate) mod grant;
+pub(crate) mod reading;
+pub(crate) mod retire;
+pub(crate) mod revoke;
+pub(crate) mod table;
+pub(crate) mod thread;

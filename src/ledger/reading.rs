@@ -1,0 +1,84 @@
+//! Adding up what a client has, from its totals and every thread's accounts.
+//!
+//! At rest the sums are exact. While threads run, a block that passes from one
+//! thread to another could be seen freed but not allocated; so the freed bytes
+//! are added up first and the allocated ones afterwards, and a reading is
+//! never negative. It is never above `charged` either.
+
+use super::table;
+use crate::registry::slot::{Slot, Totals};
+
+/// What a client has, at one moment as far as running threads allow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Reading {
+    pub(crate) live_bytes: u64,
+    pub(crate) live_blocks: u64,
+    pub(crate) allocated_bytes: u64,
+    pub(crate) allocations: u64,
+}
+
+/// Attempts without the slot's lock before it is taken.
+const ATTEMPTS: usize = 16;
+
+/// Reads one client.
+pub(crate) fn of(slot: &'static Slot) -> Reading {
+    for _ in 0..ATTEMPTS {
+        if let Some(sequence) = slot.quiet_sequence() {
+            let reading = add_up(slot);
+            if slot.unchanged_since(sequence) {
+                return reading;
+            }
+        }
+        core::hint::spin_loop();
+    }
+    let _locked = slot.lock();
+    add_up(slot)
+}
+
+fn add_up(slot: &Slot) -> Reading {
+    let tag = slot.tag();
+    let accounts = || table::all().filter_map(|table| table.find(tag));
+    let settled = slot.settled();
+    let mut freed = settled.allocated.wrapping_sub(settled.net as u64);
+    let mut frees = settled.frees;
+    for account in accounts() {
+        freed = freed.wrapping_add(account.freed());
+        frees = frees.wrapping_add(account.totals().frees);
+    }
+    let mut allocated = settled.allocated;
+    let mut allocs = settled.allocs;
+    for account in accounts() {
+        allocated = allocated.wrapping_add(account.allocated());
+        allocs = allocs.wrapping_add(account.allocs());
+    }
+    let live = (allocated.wrapping_sub(freed) as i64).max(0) as u64;
+    let live_bytes = if slot.is_unattributed() {
+        live
+    } else {
+        live.min(slot.charged())
+    };
+    Reading {
+        live_bytes,
+        live_blocks: (allocs.wrapping_sub(frees) as i64).max(0) as u64,
+        allocated_bytes: allocated,
+        allocations: allocs,
+    }
+}
+
+/// The sum over all accounts of the threads, under the slot's lock.
+pub(crate) fn accounts(slot: &Slot) -> Totals {
+    let tag = slot.tag();
+    table::all()
+        .filter_map(|table| table.find(tag))
+        .fold(Totals::default(), |sum, account| sum.plus(account.totals()))
+}
+
+/// Blocks that the calling thread has ever charged to client 0.
+pub(crate) fn of_calling_thread() -> u64 {
+    match super::thread::attached() {
+        Some(table) => table.home(super::thread::UNATTRIBUTED).allocs(),
+        None => crate::registry::REGISTRY
+            .slot(0)
+            .map_or(0, |slot| slot.settled().allocs),
+    }
+}

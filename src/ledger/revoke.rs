@@ -1,0 +1,169 @@
+//! Taking unused credit back from the accounts of running threads.
+//!
+//! Only when a charge would be refused. First the accounts are merely read: if
+//! all credit there is could not make the charge fit, nobody is disturbed.
+//! Then every account with credit is barred, one heavy fence makes sure that
+//! each owner sees the bar or that its last charge is seen here, and what is
+//! not in use goes back to the budget.
+
+use super::account::Account;
+use super::table;
+use crate::registry::REGISTRY;
+use crate::registry::budget::Tree;
+use crate::registry::slot::{Locked, NO_GENERATION, State};
+use crate::sys;
+
+/// How long to wait for an owner that is between publishing a charge and
+/// withdrawing it. It needs no lock for that, only to run; a thread that will
+/// never run again (another one's, in a forked child) must not hold us up.
+const PATIENCE: usize = 10_000;
+
+fn accounts_of(locked: &Locked) -> impl Iterator<Item = &'static Account> {
+    let tag = locked.slot().tag();
+    table::all().filter_map(move |table| table.find(tag))
+}
+
+fn await_withdrawal(account: &Account) {
+    for _ in 0..PATIENCE {
+        if account.credit() >= 0 {
+            return;
+        }
+        sys::yield_now();
+    }
+}
+
+/// Returns all unused credit of the client to its budget, but for `own` (the
+/// caller's account, whose credit the caller uses itself), if that can make a
+/// charge of `size` bytes fit. Answers whether anything came back.
+pub(super) fn within_client(locked: &mut Locked, own: Option<&Account>, size: u64) -> bool {
+    let is_own = |account: &Account| own.is_some_and(|own| core::ptr::eq(own, account));
+    let own_credit = own.map_or(0, |own| own.credit().max(0) as u64);
+    let others: u64 = accounts_of(locked)
+        .filter(|account| !is_own(account))
+        // An attempt about to be withdrawn hides credit.
+        .map(|account| {
+            if account.credit() < 0 {
+                u64::from(account.window())
+            } else {
+                account.credit() as u64
+            }
+        })
+        .sum();
+    let max = locked.slot().limits().max;
+    let needed = locked.slot().charged().saturating_sub(own_credit) + size;
+    if others == 0 || needed.saturating_sub(others) > max {
+        return false;
+    }
+    seize(locked, own) > 0
+}
+
+/// Returns all unused credit of the client, the calling thread's included.
+pub(super) fn all_of_client(locked: &mut Locked) {
+    if locked.slot().state() == State::Active {
+        seize(locked, None);
+    }
+}
+
+/// Bars all accounts of the client but `spared`, fences, takes what is unused
+/// and lets them go on.
+fn seize(locked: &mut Locked, spared: Option<&Account>) -> u64 {
+    let barred = || {
+        accounts_of(locked).filter(|account| {
+            account.window() > 0 && !spared.is_some_and(|spared| core::ptr::eq(spared, *account))
+        })
+    };
+    barred().for_each(Account::bar);
+    let fenced = sys::heavy_fence();
+    let mut seized = 0;
+    for account in barred() {
+        if fenced {
+            await_withdrawal(account);
+            seized += account.seize();
+        }
+        account.unbar();
+    }
+    locked.refund(seized);
+    seized
+}
+
+/// Returns the unused credit of every client of a memory, one client at a
+/// time. The caller holds no slot's lock. Answers whether anything came back.
+pub(super) fn within_tree(tree: &Tree) -> bool {
+    let _revoking = tree.revoking.lock();
+    let mut any = false;
+    for_each_in(tree, |_, account| {
+        if account.credit() != 0 {
+            account.bar();
+            any = true;
+        }
+    });
+    if !any || !sys::heavy_fence() {
+        for_each_in(tree, |_, account| account.unbar());
+        return false;
+    }
+    let mut returned = false;
+    for_each_in(tree, |locked, account| {
+        // An owner that came to the cold path meanwhile has moved its window
+        // and lifted the bar: what it drew then is not looked at.
+        if account.is_barred() {
+            await_withdrawal(account);
+            let seized = account.seize();
+            account.unbar();
+            locked.refund(seized);
+            returned |= seized > 0;
+        }
+    });
+    returned
+}
+
+/// Runs `visit` for each account of an active client of `tree`, under the
+/// client's lock.
+fn for_each_in(tree: &Tree, mut visit: impl FnMut(&mut Locked, &Account)) {
+    for table in table::all() {
+        for (_, account) in table.accounts() {
+            let tag = account.tag();
+            let Some(slot) = tag.index().and_then(|index| REGISTRY.slot(index)) else {
+                continue;
+            };
+            if slot.is_unattributed() {
+                continue;
+            }
+            let mut locked = slot.lock();
+            let belongs = locked
+                .tree()
+                .is_some_and(|owned| core::ptr::eq(owned, tree));
+            if belongs && slot.state() == State::Active && account.tag() == tag {
+                visit(&mut locked, account);
+            }
+        }
+    }
+}
+
+/// Bars every account of a client that is being removed, for good, and takes
+/// its unused credit back. Scopes that are still open go to the cold path.
+pub(crate) fn for_removal(locked: &mut Locked) {
+    for account in accounts_of(locked) {
+        account.admit_generation(NO_GENERATION);
+        account.bar();
+    }
+    // Without the fence nobody has credit, and a scope that misses the new
+    // generation by a moment charges through the cold path.
+    sys::heavy_fence();
+    reclaim_barred(locked);
+}
+
+/// Takes the credit that frees have left in the barred accounts of a removed
+/// client.
+pub(crate) fn reclaim_barred(locked: &mut Locked) {
+    let mut seized = 0;
+    for account in accounts_of(locked) {
+        await_withdrawal(account);
+        seized += account.seize();
+    }
+    locked.refund(seized);
+}
+
+/// Whether a scope of some thread still points to an account of the client.
+pub(crate) fn is_entered(locked: &Locked) -> bool {
+    accounts_of(locked).any(Account::is_pinned)
+}

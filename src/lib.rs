@@ -1,0 +1,29 @@
+//! placeholder
+#![warn(missing_debug_implementations)]
+mod allocator;
+mod client;
+pub mod clock;
+mod ledger;
+mod memory;
+mod owner;
+mod reclaim;
+mod registry;
+mod sync;
+mod sys;
+mod telemetry;
+pub use allocator::TieredAllocator;
+pub use client::{
+    Client, ClientId, ClientUsage, OverQuota, QuotaExceeded, RegisterError, Scope, UnknownClient,
+    untracked,
+};
+pub use memory::{
+    AllocateError, DeallocateError, DeallocateReason, Memory, MemoryBlock, MemoryBuilder,
+    MemoryUsage, Pin, PinError, PinMut, Registration, WrongClient,
+};
+pub use reclaim::ReclaimReport;
+pub use registry::budget::BudgetNode;
+pub use registry::{
+    ClientOptions, ConfigError, Enforcement, Limit, ParseTierError, ReclaimPolicy,
+    SubscriptionTier, Tier, TierPolicy,
+};
+pub use telemetry::{ClientSnapshot, ReclaimTotals, Snapshot, TierSnapshot};

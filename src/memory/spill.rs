@@ -1,0 +1,203 @@
+//! The spill area: one unlinked file, handed out in extents.
+//!
+//! The file is made when the first block is spilled. Freed extents are used
+//! again, first fit, and their disk space is given back where the system can.
+
+use crate::sys;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+/// A block's place in the spill file.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Extent {
+    offset: u64,
+    len: u64,
+}
+
+/// See the module's description.
+#[derive(Debug)]
+pub(super) struct SpillArea {
+    dir: PathBuf,
+    limit_bytes: u64,
+    file: Mutex<Option<SpillFile>>,
+}
+
+#[derive(Debug)]
+struct SpillFile {
+    file: File,
+    space: Space,
+}
+
+/// Which bytes of the file are free. Offsets to lengths; neighbours merged.
+#[derive(Debug, Default)]
+struct Space {
+    end: u64,
+    free: BTreeMap<u64, u64>,
+}
+
+impl Space {
+    /// A place for `len` bytes that does not take the file beyond `limit`.
+    fn take(&mut self, len: u64, limit: u64) -> Option<Extent> {
+        let fit = self.free.iter().find(|(_, free)| **free >= len);
+        if let Some((&offset, &free)) = fit {
+            self.free.remove(&offset);
+            if free > len {
+                self.free.insert(offset + len, free - len);
+            }
+            return Some(Extent { offset, len });
+        }
+        let end = self.end.checked_add(len).filter(|&end| end <= limit)?;
+        let offset = core::mem::replace(&mut self.end, end);
+        Some(Extent { offset, len })
+    }
+
+    fn give(&mut self, extent: &Extent) {
+        let (mut offset, mut len) = (extent.offset, extent.len);
+        if let Some(after) = self.free.remove(&(offset + len)) {
+            len += after;
+        }
+        let before = self.free.range(..offset).next_back();
+        if let Some((&start, &before)) = before.filter(|(start, len)| **start + **len == offset) {
+            self.free.remove(&start);
+            offset = start;
+            len += before;
+        }
+        if offset + len == self.end {
+            self.end = offset;
+        } else {
+            self.free.insert(offset, len);
+        }
+    }
+}
+
+impl SpillArea {
+    pub(super) fn new(dir: PathBuf, limit_bytes: u64) -> SpillArea {
+        SpillArea {
+            dir,
+            limit_bytes,
+            file: Mutex::new(None),
+        }
+    }
+
+    fn with_file<T>(
+        &self,
+        use_file: impl FnOnce(&mut SpillFile) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let mut slot = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let file = match &mut *slot {
+            Some(file) => file,
+            empty => empty.insert(SpillFile {
+                file: sys::spill_file(&self.dir)?,
+                space: Space::default(),
+            }),
+        };
+        use_file(file)
+    }
+
+    /// Writes a block out. On any error the area is as it was.
+    pub(super) fn write(&self, bytes: &[u8]) -> io::Result<Extent> {
+        self.with_file(|SpillFile { file, space }| {
+            let extent = space
+                .take(bytes.len() as u64, self.limit_bytes)
+                .ok_or_else(|| io::Error::from(io::ErrorKind::StorageFull))?;
+            let written = file
+                .seek(SeekFrom::Start(extent.offset))
+                .and_then(|_| file.write_all(bytes));
+            match written {
+                Ok(()) => Ok(extent),
+                Err(error) => {
+                    sys::punch_hole(file, extent.offset, extent.len);
+                    space.give(&extent);
+                    Err(error)
+                }
+            }
+        })
+    }
+
+    /// Reads a block back. The extent stays taken.
+    pub(super) fn read(&self, extent: &Extent, bytes: &mut [u8]) -> io::Result<()> {
+        self.with_file(|SpillFile { file, .. }| {
+            file.seek(SeekFrom::Start(extent.offset))?;
+            file.read_exact(bytes)
+        })
+    }
+
+    /// Gives the place of a block back.
+    pub(super) fn free(&self, extent: &Extent) {
+        let freed = self.with_file(|SpillFile { file, space }| {
+            sys::punch_hole(file, extent.offset, extent.len);
+            space.give(extent);
+            Ok(())
+        });
+        debug_assert!(freed.is_ok(), "an extent comes from a file that exists");
+    }
+
+    /// Bytes of the file in use.
+    pub(super) fn used_bytes(&self) -> u64 {
+        let slot = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        slot.as_ref().map_or(0, |file| {
+            file.space.end - file.space.free.values().sum::<u64>()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn freed_space_is_merged_and_used_again() {
+        let mut space = Space::default();
+        let a = space.take(100, 1000).unwrap();
+        let b = space.take(100, 1000).unwrap();
+        let c = space.take(100, 1000).unwrap();
+        space.give(&a);
+        space.give(&b);
+        assert_eq!(space.free.len(), 1);
+        let d = space.take(150, 1000).unwrap();
+        assert_eq!(d.offset, 0);
+        space.give(&d);
+        space.give(&c);
+        assert_eq!((space.end, space.free.len()), (0, 0));
+    }
+
+    #[test]
+    fn the_limit_is_exact() {
+        let mut space = Space::default();
+        assert!(space.take(101, 100).is_none());
+        assert!(space.take(100, 100).is_some());
+        assert!(space.take(1, 100).is_none());
+    }
+
+    #[cfg(all(unix, not(tiered_allocator_portable)))]
+    #[test]
+    fn blocks_come_back_as_they_went_and_a_full_area_says_so() {
+        let area = SpillArea::new(std::env::temp_dir(), 8192);
+        let first: Vec<u8> = (0..4096u32).map(|n| n as u8).collect();
+        let second = vec![0x5A; 4096];
+        let at = area.write(&first).unwrap();
+        let there = area.write(&second).unwrap();
+        let full = area.write(&[1]).unwrap_err();
+        assert_eq!(full.kind(), io::ErrorKind::StorageFull);
+        assert_eq!(area.used_bytes(), 8192);
+        let mut back = vec![0; 4096];
+        area.read(&there, &mut back).unwrap();
+        assert_eq!(back, second);
+        area.read(&at, &mut back).unwrap();
+        assert_eq!(back, first);
+        area.free(&at);
+        area.free(&there);
+        assert_eq!(area.used_bytes(), 0);
+    }
+
+    #[cfg(all(unix, not(tiered_allocator_portable)))]
+    #[test]
+    fn a_directory_that_does_not_exist_is_an_error() {
+        let area = SpillArea::new("/nonexistent/spill".into(), 8192);
+        assert!(area.write(&[1]).is_err());
+        assert_eq!(area.used_bytes(), 0);
+    }
+}

@@ -1,0 +1,8 @@
+//! Taking back what nobody uses: which blocks ([`ladder`], pure), and when and
+//! by whom ([`thread`]).
+
+mod ladder;
+mod thread;
+
+pub(crate) use thread::{Intervals, Reclaimer};
+pub use thread::ReclaimReport;

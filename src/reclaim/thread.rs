@@ -1,0 +1,292 @@
+//! The reclaimer: one thread a memory that samples usage and reclaims idle
+//! blocks when their time has come. Without a thread, whoever calls
+//! [`Reclaimer::tick`] does its work.
+
+use super::ladder::{Candidate, victims};
+use crate::client::untracked;
+use crate::memory::{BlockState, Reclaimed, Shared};
+use crate::sys;
+use core::fmt;
+use core::time::Duration;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+/// How often what is done.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Intervals {
+    pub(crate) reclaim: Duration,
+    pub(crate) sample: Duration,
+}
+
+impl Default for Intervals {
+    fn default() -> Intervals {
+        Intervals {
+            reclaim: Duration::from_secs(60),
+            sample: Duration::from_secs(10),
+        }
+    }
+}
+
+/// What one pass over the idle blocks did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct ReclaimReport {
+    /// Blocks written to the spill file.
+    pub spilled_blocks: u64,
+    /// Their bytes.
+    pub spilled_bytes: u64,
+    /// Blocks thrown away, as their policy allows.
+    pub discarded_blocks: u64,
+    /// Their bytes.
+    pub discarded_bytes: u64,
+    /// Blocks that could not be written out and stay in memory.
+    pub failed_blocks: u64,
+}
+
+/// When the two kinds of work were last done, by the memory's clock.
+#[derive(Clone, Copy, Debug, Default)]
+struct Done {
+    reclaim: Duration,
+    sample: Duration,
+}
+
+/// What the thread and its memory tell each other.
+#[derive(Debug, Default)]
+struct Orders {
+    stop: bool,
+    /// Ticks asked for, and ticks done.
+    asked: u64,
+    done: u64,
+}
+
+struct Desk {
+    shared: Arc<Shared>,
+    intervals: Intervals,
+    last: Mutex<Done>,
+    orders: Mutex<Orders>,
+    changed: Condvar,
+}
+
+/// A memory's reclaimer, with or without a thread.
+pub(crate) struct Reclaimer {
+    desk: Arc<Desk>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    /// The process that started the thread: a forked child has none to join.
+    process: u32,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Reclaimer {
+    pub(crate) fn start(shared: Arc<Shared>, intervals: Intervals, background: bool) -> Reclaimer {
+        let now = shared.now();
+        let desk = Arc::new(Desk {
+            shared,
+            intervals,
+            last: Mutex::new(Done {
+                reclaim: now,
+                sample: now,
+            }),
+            orders: Mutex::default(),
+            changed: Condvar::new(),
+        });
+        let thread = background
+            .then(|| {
+                let desk = Arc::clone(&desk);
+                std::thread::Builder::new()
+                    .name("tiered-reclaimer".to_owned())
+                    .spawn(move || desk.serve())
+                    .ok()
+            })
+            .flatten();
+        Reclaimer {
+            desk,
+            thread: Mutex::new(thread),
+            process: sys::process_id(),
+        }
+    }
+
+    pub(crate) fn has_thread(&self) -> bool {
+        self.process == sys::process_id()
+            && lock(&self.thread)
+                .as_ref()
+                .is_some_and(|thread| !thread.is_finished())
+    }
+
+    /// Does what is due, on the reclaimer thread if there is one, and waits
+    /// until it is done.
+    pub(crate) fn tick(&self) {
+        let own_thread = lock(&self.thread)
+            .as_ref()
+            .is_some_and(|thread| thread.thread().id() == std::thread::current().id());
+        if !self.has_thread() || own_thread {
+            self.desk.work();
+            return;
+        }
+        let mut orders = lock(&self.desk.orders);
+        orders.asked += 1;
+        let mine = orders.asked;
+        self.desk.changed.notify_all();
+        while orders.done < mine && !orders.stop {
+            orders = self
+                .desk
+                .changed
+                .wait(orders)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// One pass over the idle blocks on the calling thread.
+    pub(crate) fn reclaim_now(&self) -> ReclaimReport {
+        untracked(|| self.desk.reclaim())
+    }
+
+    /// Stops the thread and waits for its end, unless this is it.
+    pub(crate) fn stop(&self) {
+        let Some(thread) = lock(&self.thread).take() else {
+            return;
+        };
+        if self.process != sys::process_id() {
+            // The thread exists in the parent only; there is nothing to join,
+            // and joining would wait for ever.
+            core::mem::forget(thread);
+            return;
+        }
+        lock(&self.desk.orders).stop = true;
+        self.desk.changed.notify_all();
+        if thread.thread().id() != std::thread::current().id() {
+            // A panic in the thread was reported when it happened.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl fmt::Debug for Reclaimer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reclaimer")
+            .field("intervals", &self.desk.intervals)
+            .field("has_thread", &self.has_thread())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Desk {
+    /// The thread's whole life.
+    fn serve(&self) {
+        loop {
+            let asked = {
+                let mut orders = lock(&self.orders);
+                if !orders.stop && orders.asked == orders.done {
+                    orders = self
+                        .changed
+                        .wait_timeout(orders, self.time_to_next())
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0;
+                }
+                if orders.stop {
+                    return;
+                }
+                orders.asked
+            };
+            self.work();
+            lock(&self.orders).done = asked;
+            self.changed.notify_all();
+        }
+    }
+
+    fn time_to_next(&self) -> Duration {
+        let now = self.shared.now();
+        let last = *lock(&self.last);
+        let reclaim = (last.reclaim + self.intervals.reclaim).saturating_sub(now);
+        let sample = (last.sample + self.intervals.sample).saturating_sub(now);
+        reclaim.min(sample)
+    }
+
+    /// Does what is due.
+    fn work(&self) {
+        let now = self.shared.now();
+        let due = {
+            let mut last = lock(&self.last);
+            let sample = now.saturating_sub(last.sample) >= self.intervals.sample;
+            let reclaim = now.saturating_sub(last.reclaim) >= self.intervals.reclaim;
+            if sample {
+                last.sample = now;
+            }
+            if reclaim {
+                last.reclaim = now;
+            }
+            (sample, reclaim)
+        };
+        untracked(|| {
+            if due.1 {
+                self.reclaim();
+            }
+            if due.0 {
+                self.sample();
+            }
+        });
+    }
+
+    fn sample(&self) {
+        for block in self.shared.blocks() {
+            block.measure();
+        }
+        self.shared.sweep_all();
+    }
+
+    fn reclaim(&self) -> ReclaimReport {
+        let now = self.shared.now();
+        let policies = self.shared.tree.policies.all();
+        let blocks: Vec<Arc<BlockState>> = self.shared.blocks();
+        let idle: Vec<(&Arc<BlockState>, &crate::registry::TierPolicy)> = blocks
+            .iter()
+            .filter(|block| block.is_idle())
+            .filter_map(|block| {
+                let tier = policies.get(block.owner_tier())?;
+                Some((block, &tier.policy))
+            })
+            .collect();
+        let candidates: Vec<Candidate> = idle
+            .iter()
+            .map(|(block, policy)| Candidate {
+                precedence: policy.precedence,
+                idle_for: block.idle_for(now),
+                idle_after: policy.idle_after,
+                bytes: block.len() as u64,
+            })
+            .collect();
+        let mut report = ReclaimReport::default();
+        for at in victims(&candidates) {
+            let (block, policy) = idle[at];
+            let bytes = block.len() as u64;
+            match block.reclaim(now, policy.idle_after, policy.reclaim) {
+                Reclaimed::Spilled => {
+                    report.spilled_blocks += 1;
+                    report.spilled_bytes += bytes;
+                }
+                Reclaimed::Discarded => {
+                    report.discarded_blocks += 1;
+                    report.discarded_bytes += bytes;
+                }
+                Reclaimed::Failed => report.failed_blocks += 1,
+                Reclaimed::Left => {}
+            }
+        }
+        let counts = &self.shared.counts;
+        counts
+            .spilled_bytes
+            .fetch_add(report.spilled_bytes, Ordering::Relaxed);
+        counts
+            .discarded_bytes
+            .fetch_add(report.discarded_bytes, Ordering::Relaxed);
+        counts
+            .failed_spills
+            .fetch_add(report.failed_blocks, Ordering::Relaxed);
+        counts.passes.fetch_add(1, Ordering::Relaxed);
+        self.shared.sweep_all();
+        report
+    }
+}

@@ -1,0 +1,345 @@
+//! The budget tree: bytes charged to a tier and to a memory, and the
+//! arithmetic that lifts a client's charge to them.
+//!
+//! A client's guarantee is charged to its ancestors from the start, so what
+//! the ancestors hold for it is `max(guarantee, charged)`; [`lifted`] is the
+//! difference that a change of `charged` makes to that. Invariants:
+//!
+//! - Σ over the tier's clients of `max(guarantee, charged - overdrawn)` =
+//!   `tier.charged`, and the same over all clients = `root.charged`.
+//! - Σ over clients of `overdrawn` = `headroom.charged`.
+//! - `charged <= limit` at every node that nobody forced (an observed client,
+//!   or a limit lowered below what was charged).
+//!
+//! # Orderings
+//! All `Relaxed`: every update is one read-modify-write of one word, whose
+//! modification order alone decides who got the last bytes. The words publish
+//! no other memory.
+
+use super::policies::Policies;
+use crate::sync::{AtomicU64, Lock, Ordering};
+
+/// "No limit" as a number.
+pub(crate) const UNLIMITED: u64 = u64::MAX;
+
+/// Tiers that one memory can have, the three subscription tiers included.
+pub(crate) const MAX_TIERS: usize = 32;
+
+/// The most bytes a thread draws ahead of its needs.
+pub(crate) const MAX_BATCH_BYTES: u64 = 64 * 1024;
+
+/// How much to draw ahead when `room` bytes are left: less and less towards
+/// the limit, so that the last bytes are handed out exactly.
+pub(crate) fn batch(room: u64) -> u64 {
+    (room / 64).min(MAX_BATCH_BYTES)
+}
+
+/// What the ancestors hold for a client with this guarantee and charge.
+pub(crate) fn held(guarantee: u64, charged: u64) -> u64 {
+    guarantee.max(charged)
+}
+
+/// How much more the ancestors must hold when `charged` grows to `grown`.
+pub(crate) fn lifted(guarantee: u64, charged: u64, grown: u64) -> u64 {
+    held(guarantee, grown) - held(guarantee, charged)
+}
+
+/// Which budget said no.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum BudgetNode {
+    /// The client's own `max`.
+    Client,
+    /// The aggregate limit of the client's tier.
+    Tier,
+    /// The usable part of the memory.
+    Memory,
+    /// The client has been removed; nothing new may be charged to it.
+    Removed,
+}
+
+/// One budget's answer to a charge that did not fit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Refusal {
+    pub(crate) node: BudgetNode,
+    pub(crate) requested: u64,
+    pub(crate) charged: u64,
+    pub(crate) limit: u64,
+}
+
+/// How far a charge may reach.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Reach {
+    /// Within every limit.
+    Limits,
+    /// Past the limits, out of the memory's headroom.
+    Headroom,
+    /// Granted whatever the limits say (an observed client).
+    Observed,
+}
+
+/// A budget that many threads charge at once.
+#[repr(align(128))]
+pub(crate) struct Node {
+    charged: AtomicU64,
+    limit: AtomicU64,
+    /// Charges that passed this node and may still be taken back because an
+    /// ancestor refuses: `begun << 32 | open`.
+    tentative: AtomicU64,
+}
+
+const BEGUN: u64 = 1 << 32;
+const OPEN_MASK: u64 = BEGUN - 1;
+
+impl Node {
+    pub(crate) const fn new(limit: u64) -> Node {
+        Node {
+            charged: AtomicU64::new(0),
+            limit: AtomicU64::new(limit),
+            tentative: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn charged(&self) -> u64 {
+        self.charged.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn limit(&self) -> u64 {
+        self.limit.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_limit(&self, limit: u64) {
+        self.limit.store(limit, Ordering::Relaxed);
+    }
+
+    fn room(&self) -> u64 {
+        self.limit().saturating_sub(self.charged())
+    }
+
+    /// Adds `bytes` if they fit, by compare-and-swap: never subtract and test.
+    fn charge(&self, bytes: u64) -> Result<(), (u64, u64)> {
+        let limit = self.limit();
+        let mut charged = self.charged();
+        loop {
+            let Some(grown) = charged.checked_add(bytes).filter(|&grown| grown <= limit) else {
+                return Err((charged, limit));
+            };
+            match self.charged.compare_exchange_weak(
+                charged,
+                grown,
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return Ok(()),
+                Err(now) => charged = now,
+            }
+        }
+    }
+
+    fn force(&self, bytes: u64) {
+        self.charged.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn refund(&self, bytes: u64) {
+        let before = self.charged.fetch_sub(bytes, Ordering::Relaxed);
+        debug_assert!(before >= bytes, "refunded {bytes} of {before} charged");
+    }
+}
+
+/// The budgets of one memory. Shared by its clients' slots, and alive until
+/// the last of them is free again.
+pub(crate) struct Tree {
+    /// Everything but overdrafts, against the usable part of the total.
+    pub(crate) root: Node,
+    /// Overdrafts, against the rest of the total.
+    pub(crate) headroom: Node,
+    pub(crate) tiers: [Node; MAX_TIERS],
+    /// Held while credit is taken back from several clients, so that two such
+    /// walks do not undo each other.
+    pub(crate) revoking: Lock<()>,
+    /// What the tiers' names mean. Never touched by an allocation.
+    pub(crate) policies: Policies,
+}
+
+impl Tree {
+    pub(crate) fn new(usable: u64, headroom: u64) -> Tree {
+        Tree {
+            policies: Policies::new(usable, headroom),
+            root: Node::new(usable),
+            headroom: Node::new(headroom),
+            tiers: [const { Node::new(UNLIMITED) }; MAX_TIERS],
+            revoking: Lock::new(()),
+        }
+    }
+
+    /// Bytes that a charge in this tier could still get.
+    pub(crate) fn room(&self, tier: usize) -> u64 {
+        self.root.room().min(self.tiers[tier].room())
+    }
+
+    /// Charges `bytes` to the tier and the memory, or to neither.
+    pub(crate) fn charge(&self, tier: usize, bytes: u64, reach: Reach) -> Result<(), Refusal> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let node = &self.tiers[tier];
+        match reach {
+            Reach::Observed => {
+                node.force(bytes);
+                self.root.force(bytes);
+                Ok(())
+            }
+            Reach::Headroom => self
+                .headroom
+                .charge(bytes)
+                .map_err(refusal(BudgetNode::Memory, bytes)),
+            Reach::Limits => loop {
+                match self.charge_within(node, bytes) {
+                    Ok(()) => return Ok(()),
+                    Err((refused, certain)) if certain => return Err(refused),
+                    // Somebody's charge, possibly about to be taken back, was
+                    // in the way: a refusal now could be a false one.
+                    Err(_) => core::hint::spin_loop(),
+                }
+            },
+        }
+    }
+
+    /// One attempt. The flag of a refusal says whether it is certain: no
+    /// charge that was later taken back can have caused it.
+    fn charge_within(&self, node: &Node, bytes: u64) -> Result<(), (Refusal, bool)> {
+        if node.limit() == UNLIMITED {
+            // Nothing can be refused below the root, so nothing is tentative.
+            self.root
+                .charge(bytes)
+                .map_err(refusal(BudgetNode::Memory, bytes))
+                .map_err(|refused| (refused, true))?;
+            node.force(bytes);
+            return Ok(());
+        }
+        let before = node.tentative.fetch_add(BEGUN + 1, Ordering::Relaxed);
+        let charged = node
+            .charge(bytes)
+            .map_err(refusal(BudgetNode::Tier, bytes))
+            .and_then(|()| {
+                self.root.charge(bytes).map_err(|figures| {
+                    node.refund(bytes);
+                    refusal(BudgetNode::Memory, bytes)(figures)
+                })
+            });
+        let after = node.tentative.fetch_sub(1, Ordering::Relaxed);
+        charged.map_err(|refused| {
+            let alone = before & OPEN_MASK == 0 && after == before.wrapping_add(BEGUN + 1);
+            (refused, refused.node == BudgetNode::Memory || alone)
+        })
+    }
+
+    /// Gives back what [`Tree::charge`] took.
+    pub(crate) fn refund(&self, tier: usize, bytes: u64) {
+        if bytes > 0 {
+            self.tiers[tier].refund(bytes);
+            self.root.refund(bytes);
+        }
+    }
+
+    /// Gives back an overdraft.
+    pub(crate) fn refund_headroom(&self, bytes: u64) {
+        self.headroom.refund(bytes);
+    }
+
+    /// Moves `bytes` from one tier's sum to another's. The bytes exist, so the
+    /// other tier's limit refuses later charges but not this.
+    pub(crate) fn move_between_tiers(&self, from: usize, to: usize, bytes: u64) {
+        if from != to && bytes > 0 {
+            self.tiers[to].force(bytes);
+            self.tiers[from].refund(bytes);
+        }
+    }
+}
+
+fn refusal(node: BudgetNode, requested: u64) -> impl Fn((u64, u64)) -> Refusal {
+    move |(charged, limit)| Refusal {
+        node,
+        requested,
+        charged,
+        limit,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_batch_shrinks_with_the_room_to_nothing() {
+        assert_eq!(batch(UNLIMITED), MAX_BATCH_BYTES);
+        assert_eq!(batch(64 * MAX_BATCH_BYTES), MAX_BATCH_BYTES);
+        assert_eq!(batch(6400), 100);
+        assert_eq!(batch(63), 0);
+        assert_eq!(batch(0), 0);
+    }
+
+    #[test]
+    fn a_charge_within_the_guarantee_lifts_nothing() {
+        assert_eq!(lifted(100, 0, 100), 0);
+        assert_eq!(lifted(100, 40, 140), 40);
+        assert_eq!(lifted(100, 140, 150), 10);
+        assert_eq!(lifted(0, 10, 30), 20);
+    }
+
+    #[test]
+    fn a_refused_charge_changes_no_node() {
+        let tree = Tree::new(100, 0);
+        tree.tiers[1].set_limit(80);
+        tree.charge(0, 70, Reach::Limits).unwrap();
+        // The tier would allow it, the root does not: the tier is rolled back.
+        let refused = tree.charge(1, 40, Reach::Limits).unwrap_err();
+        assert_eq!(refused.node, BudgetNode::Memory);
+        assert_eq!((refused.charged, refused.limit), (70, 100));
+        assert_eq!(tree.tiers[1].charged(), 0);
+        assert_eq!(tree.root.charged(), 70);
+        // The tier refuses: the root never hears of it.
+        let refused = tree.charge(1, 81, Reach::Limits).unwrap_err();
+        assert_eq!(refused.node, BudgetNode::Tier);
+        assert_eq!(tree.root.charged(), 70);
+        // The exact rest fits, one byte more does not.
+        tree.charge(1, 30, Reach::Limits).unwrap();
+        assert!(tree.charge(1, 1, Reach::Limits).is_err());
+        assert!(tree.charge(1, 0, Reach::Limits).is_ok());
+    }
+
+    #[test]
+    fn a_huge_request_does_not_wrap() {
+        let tree = Tree::new(UNLIMITED, 10);
+        tree.charge(0, 10, Reach::Limits).unwrap();
+        assert!(tree.charge(0, u64::MAX, Reach::Limits).is_err());
+        assert!(tree.charge(0, u64::MAX, Reach::Headroom).is_err());
+        assert_eq!(tree.root.charged(), 10);
+        assert_eq!(tree.headroom.charged(), 0);
+    }
+
+    /// Pitfall 3: subtract, then test, lets others in while a refused request
+    /// is being taken back.
+    #[test]
+    fn racing_charges_never_pass_the_limit() {
+        let tree = Tree::new(1000, 0);
+        tree.tiers[0].set_limit(900);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for round in 0..20_000u64 {
+                        let bytes = round % 300 + 1;
+                        if tree.charge(0, bytes, Reach::Limits).is_ok() {
+                            assert!(tree.tiers[0].charged() <= 900);
+                            assert!(tree.root.charged() <= 1000);
+                            tree.refund(0, bytes);
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(tree.tiers[0].charged(), 0);
+        assert_eq!(tree.root.charged(), 0);
+        tree.charge(0, 900, Reach::Limits).unwrap();
+    }
+}

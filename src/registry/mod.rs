@@ -1,0 +1,17 @@
+//! Who the clients are and what they may have.
+//!
+//! [`budget`] is the tree's arithmetic (memory -> tier -> client), [`slot`]
+//! what the process keeps of one client, [`table`] the process-wide array of
+//! slots with its free list, [`policies`] turns tiers and overrides into bytes. Nothing here knows of threads, blocks or clocks.
+
+pub(crate) mod budget;
+pub(crate) mod policies;
+pub(crate) mod slot;
+mod table;
+mod tier;
+
+pub(crate) use table::{Exhausted, REGISTRY};
+pub use policies::{ClientOptions, ConfigError};
+pub use tier::{
+    Enforcement, Limit, ParseTierError, ReclaimPolicy, SubscriptionTier, Tier, TierPolicy,
+};

@@ -1,0 +1,571 @@
+//! What the process keeps of one client, for as long as the process lives.
+//!
+//! A slot is never freed: a late free may write to it at any time. It is used
+//! again, under a new generation, once its last byte is gone.
+//!
+//! Access rules, per field:
+//!
+//! - written under the lock, read by anybody: the budget (`charged` and its
+//!   limits), `state`, `tier`, `generation`, the settled totals;
+//! - under the lock only: `name`, `tree`;
+//! - `sequence` is odd while the lock is held. Whoever reads several figures
+//!   without the lock compares it before and after.
+//!
+//! Invariant, whenever the lock is free (Σ over the threads' accounts):
+//! `charged = settled net + Σ granted`, and `Σ granted - Σ net` is the unused
+//! credit. So `charged >= live`, and `charged <= max` unless enforcement
+//! allowed more or `max` was lowered.
+//!
+//! # Orderings
+//! The lock orders everything written under it. `sequence` is a seqlock: odd
+//! is stored before a release fence, even with `Release`; a reader loads it
+//! with `Acquire`, reads, and checks it after an acquire fence. All figures
+//! are atomics, so a torn set of figures is possible and detected, a torn
+//! figure is not possible.
+
+use super::budget::{self, BudgetNode, Reach, Refusal, Tree, UNLIMITED};
+use super::tier::Enforcement;
+use crate::owner::Tag;
+use crate::sync::{
+    AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Lock, Ordering, Relax,
+};
+use core::cell::UnsafeCell;
+use core::ptr;
+use core::sync::atomic::fence;
+use std::sync::Arc;
+
+/// Generation of an account that no handle may enter.
+pub(crate) const NO_GENERATION: u32 = 0;
+
+/// Where a slot is in its life.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(crate) enum State {
+    Free = 0,
+    Active = 1,
+    /// Removed, with blocks, scopes or holds left.
+    Retired = 2,
+}
+
+/// The limits of one client in bytes, resolved from its tier and overrides.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Limits {
+    pub(crate) max: u64,
+    pub(crate) soft: u64,
+    pub(crate) guarantee: u64,
+    /// How far past `max` a graceful client may go.
+    pub(crate) overdraft: u64,
+    pub(crate) enforcement: Enforcement,
+}
+
+/// See the module's description.
+#[repr(align(64))]
+pub(crate) struct Slot {
+    lock: Lock<()>,
+    state: AtomicU8,
+    enforcement: AtomicU8,
+    tier: AtomicU8,
+    /// Which limits the client has of its own; see [`super::policies`].
+    overrides: AtomicU8,
+    index: AtomicU32,
+    generation: AtomicU32,
+    sequence: AtomicU32,
+    /// Blocks and account-less scopes that need the slot to stay theirs.
+    holds: AtomicU32,
+    next_free: AtomicU32,
+
+    charged: AtomicU64,
+    overdrawn: AtomicU64,
+    max: AtomicU64,
+    soft: AtomicU64,
+    guarantee: AtomicU64,
+    overdraft: AtomicU64,
+    peak: AtomicU64,
+
+    settled_net: AtomicI64,
+    settled_allocated: AtomicU64,
+    settled_allocs: AtomicU64,
+    settled_frees: AtomicU64,
+
+    block_bytes: AtomicU64,
+    refusals: AtomicU64,
+    observed: AtomicU64,
+
+    tree: AtomicPtr<Tree>,
+    name: UnsafeCell<Option<Arc<str>>>,
+}
+
+const _: () = assert!(size_of::<Slot>() <= 192);
+
+// SAFETY: `name` is the only field that is not `Sync`; it is touched through
+// `Locked` alone, so under the lock, and `Option<Arc<str>>` is `Send + Sync`.
+unsafe impl Sync for Slot {}
+
+impl Slot {
+    pub(crate) const fn new(index: u32) -> Slot {
+        Slot {
+            lock: Lock::new(()),
+            state: AtomicU8::new(State::Free as u8),
+            enforcement: AtomicU8::new(0),
+            tier: AtomicU8::new(0),
+            overrides: AtomicU8::new(0),
+            index: AtomicU32::new(index),
+            generation: AtomicU32::new(NO_GENERATION),
+            sequence: AtomicU32::new(0),
+            holds: AtomicU32::new(0),
+            next_free: AtomicU32::new(0),
+            charged: AtomicU64::new(0),
+            overdrawn: AtomicU64::new(0),
+            max: AtomicU64::new(0),
+            soft: AtomicU64::new(0),
+            guarantee: AtomicU64::new(0),
+            overdraft: AtomicU64::new(0),
+            peak: AtomicU64::new(0),
+            settled_net: AtomicI64::new(0),
+            settled_allocated: AtomicU64::new(0),
+            settled_allocs: AtomicU64::new(0),
+            settled_frees: AtomicU64::new(0),
+            block_bytes: AtomicU64::new(0),
+            refusals: AtomicU64::new(0),
+            observed: AtomicU64::new(0),
+            tree: AtomicPtr::new(ptr::null_mut()),
+            name: UnsafeCell::new(None),
+        }
+    }
+
+    pub(crate) fn index(&self) -> u32 {
+        self.index.load(Ordering::Relaxed)
+    }
+
+
+    pub(crate) fn tag(&self) -> Tag {
+        Tag::of(self.index())
+    }
+
+    /// Index 0: allocations outside any scope. No budget binds it.
+    pub(crate) fn is_unattributed(&self) -> bool {
+        self.index() == 0
+    }
+
+    pub(crate) fn generation(&self) -> u32 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn state(&self) -> State {
+        match self.state.load(Ordering::Acquire) {
+            1 => State::Active,
+            2 => State::Retired,
+            _ => State::Free,
+        }
+    }
+
+    /// Whether the client that had this slot in `generation` still has it.
+    pub(crate) fn is_active(&self, generation: u32) -> bool {
+        self.generation() == generation && self.state() == State::Active
+    }
+
+    pub(crate) fn tier(&self) -> usize {
+        usize::from(self.tier.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn overrides(&self) -> u8 {
+        self.overrides.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_overrides(&self, overrides: u8) {
+        self.overrides.store(overrides, Ordering::Relaxed);
+    }
+
+    pub(crate) fn charged(&self) -> u64 {
+        self.charged.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn overdrawn(&self) -> u64 {
+        self.overdrawn.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn peak(&self) -> u64 {
+        self.peak.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn refusals(&self) -> u64 {
+        self.refusals.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn observed(&self) -> u64 {
+        self.observed.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn block_bytes(&self) -> u64 {
+        self.block_bytes.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        Limits {
+            max: self.max.load(Ordering::Relaxed),
+            soft: self.soft.load(Ordering::Relaxed),
+            guarantee: self.guarantee.load(Ordering::Relaxed),
+            overdraft: self.overdraft.load(Ordering::Relaxed),
+            enforcement: Enforcement::from_bits(self.enforcement.load(Ordering::Relaxed)),
+        }
+    }
+
+    pub(crate) fn hold(&self) {
+        self.holds.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// `Release`, so that whoever sees the hold gone sees what was done under it.
+    pub(crate) fn release(&self) {
+        self.holds.fetch_sub(1, Ordering::Release);
+    }
+
+    pub(crate) fn next_free(&self) -> u32 {
+        self.next_free.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_next_free(&self, index: u32) {
+        self.next_free.store(index, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_refusal(&self) {
+        self.refusals.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_observed(&self) {
+        self.observed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Adds what an account or an account-less operation did. Any thread, any
+    /// time; a reader who needs it together with the accounts takes the lock
+    /// or checks the sequence.
+    pub(crate) fn settle(&self, totals: Totals) {
+        self.settled_net.fetch_add(totals.net, Ordering::Relaxed);
+        self.settled_allocated
+            .fetch_add(totals.allocated, Ordering::Relaxed);
+        self.settled_allocs
+            .fetch_add(totals.allocs, Ordering::Relaxed);
+        self.settled_frees.fetch_add(totals.frees, Ordering::Relaxed);
+    }
+
+    pub(crate) fn settled(&self) -> Totals {
+        Totals {
+            net: self.settled_net.load(Ordering::Relaxed),
+            allocated: self.settled_allocated.load(Ordering::Relaxed),
+            allocs: self.settled_allocs.load(Ordering::Relaxed),
+            frees: self.settled_frees.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The sequence, if nobody holds the lock.
+    pub(crate) fn quiet_sequence(&self) -> Option<u32> {
+        let sequence = self.sequence.load(Ordering::Acquire);
+        (sequence & 1 == 0).then_some(sequence)
+    }
+
+    /// Whether nobody has held the lock since [`Slot::quiet_sequence`].
+    pub(crate) fn unchanged_since(&self, sequence: u32) -> bool {
+        fence(Ordering::Acquire);
+        self.sequence.load(Ordering::Relaxed) == sequence
+    }
+
+    pub(crate) fn lock(&'static self) -> Locked {
+        let guard = self.lock.lock();
+        let sequence = self.sequence.load(Ordering::Relaxed);
+        self.sequence
+            .store(sequence.wrapping_add(1), Ordering::Relaxed);
+        fence(Ordering::Release);
+        Locked {
+            slot: self,
+            _guard: guard,
+        }
+    }
+
+}
+
+/// What passed through one account, or through many added up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Totals {
+    /// Allocated minus freed bytes; negative where others' blocks are freed.
+    pub(crate) net: i64,
+    pub(crate) allocated: u64,
+    pub(crate) allocs: u64,
+    pub(crate) frees: u64,
+}
+
+impl Totals {
+    /// Wrapping, so that a new generation can start from the negated sum of
+    /// the old one.
+    pub(crate) fn plus(self, other: Totals) -> Totals {
+        Totals {
+            net: self.net.wrapping_add(other.net),
+            allocated: self.allocated.wrapping_add(other.allocated),
+            allocs: self.allocs.wrapping_add(other.allocs),
+            frees: self.frees.wrapping_add(other.frees),
+        }
+    }
+
+    pub(crate) fn negated(self) -> Totals {
+        Totals {
+            net: self.net.wrapping_neg(),
+            allocated: self.allocated.wrapping_neg(),
+            allocs: self.allocs.wrapping_neg(),
+            frees: self.frees.wrapping_neg(),
+        }
+    }
+}
+
+/// A slot whose lock is held.
+pub(crate) struct Locked {
+    slot: &'static Slot,
+    _guard: spin::mutex::SpinMutexGuard<'static, (), Relax>,
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        let sequence = self.slot.sequence.load(Ordering::Relaxed);
+        self.slot
+            .sequence
+            .store(sequence.wrapping_add(1), Ordering::Release);
+    }
+}
+
+impl Locked {
+    pub(crate) fn slot(&self) -> &'static Slot {
+        self.slot
+    }
+
+    /// The budgets above the client; none for client 0 and a free slot.
+    pub(crate) fn tree(&self) -> Option<&Tree> {
+        // SAFETY: the pointer is null or came from `Arc::into_raw` in `open`,
+        // and `close` (which needs `&mut self`) is the only one to give that
+        // reference back.
+        unsafe { self.slot.tree.load(Ordering::Relaxed).as_ref() }
+    }
+
+    /// A reference of its own to the tree, to use after unlocking.
+    pub(crate) fn share_tree(&self) -> Option<Arc<Tree>> {
+        let tree = self.slot.tree.load(Ordering::Relaxed);
+        if tree.is_null() {
+            return None;
+        }
+        // SAFETY: `tree` came from `Arc::into_raw` and the slot still owns one
+        // reference; this makes a second one.
+        unsafe {
+            Arc::increment_strong_count(tree);
+            Some(Arc::from_raw(tree))
+        }
+    }
+
+    pub(crate) fn name(&self) -> Option<&Arc<str>> {
+        // SAFETY: the lock is held and `&self` keeps `set_name` away.
+        unsafe { (*self.slot.name.get()).as_ref() }
+    }
+
+    /// Puts a name in place and hands the old one out, to be dropped after
+    /// unlocking.
+    pub(crate) fn set_name(&mut self, name: Option<Arc<str>>) -> Option<Arc<str>> {
+        // SAFETY: the lock is held and `&mut self` is exclusive.
+        unsafe { core::mem::replace(&mut *self.slot.name.get(), name) }
+    }
+
+    /// Bytes that could still be charged within all limits.
+    pub(crate) fn room(&self) -> u64 {
+        let own = self
+            .slot
+            .max
+            .load(Ordering::Relaxed)
+            .saturating_sub(self.slot.charged());
+        let spare_guarantee = self
+            .slot
+            .guarantee
+            .load(Ordering::Relaxed)
+            .saturating_sub(self.slot.charged());
+        let above = self.tree().map_or(UNLIMITED, |tree| {
+            tree.room(self.slot.tier()).saturating_add(spare_guarantee)
+        });
+        own.min(above)
+    }
+
+    /// Charges `bytes`, and ahead of need as much more as [`budget::batch`]
+    /// allows if `ahead` is set. Answers what was charged ahead. A refusal
+    /// changes nothing.
+    pub(crate) fn charge(&mut self, bytes: u64, ahead: bool, reach: Reach) -> Result<u64, Refusal> {
+        let charged = self.slot.charged();
+        let limits = self.slot.limits();
+        let ceiling = match reach {
+            Reach::Limits => limits.max,
+            Reach::Headroom => limits.max.saturating_add(limits.overdraft),
+            Reach::Observed => UNLIMITED,
+        };
+        let refused = |charged| Refusal {
+            node: BudgetNode::Client,
+            requested: bytes,
+            charged,
+            limit: limits.max,
+        };
+        let grown = charged.checked_add(bytes).ok_or(refused(charged))?;
+        if grown > ceiling && bytes > 0 {
+            return Err(refused(charged));
+        }
+        if ahead && reach == Reach::Limits {
+            let extra = budget::batch(self.room().saturating_sub(bytes));
+            if extra > 0 && self.lift(charged, grown + extra, reach).is_ok() {
+                return Ok(extra);
+            }
+        }
+        self.lift(charged, grown, reach).map(|()| 0)
+    }
+
+    /// Raises `charged` to `grown` here and, by what the guarantee does not
+    /// cover, in the tree.
+    fn lift(&mut self, charged: u64, grown: u64, reach: Reach) -> Result<(), Refusal> {
+        let slot = self.slot;
+        let overdrawn = slot.overdrawn();
+        if let Some(tree) = self.tree() {
+            let tier = slot.tier();
+            if reach == Reach::Headroom {
+                tree.charge(tier, grown - charged, reach)?;
+                slot.overdrawn
+                    .store(overdrawn + (grown - charged), Ordering::Relaxed);
+            } else {
+                let guarantee = slot.guarantee.load(Ordering::Relaxed);
+                let above = budget::lifted(guarantee, charged - overdrawn, grown - overdrawn);
+                tree.charge(tier, above, reach)?;
+            }
+        }
+        slot.charged.store(grown, Ordering::Relaxed);
+        if grown > slot.peak() {
+            slot.peak.store(grown, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Gives `bytes` back: first what was overdrawn, then what was borrowed,
+    /// then what the guarantee covers. Cannot fail.
+    pub(crate) fn refund(&mut self, bytes: u64) {
+        let slot = self.slot;
+        let charged = slot.charged();
+        let overdrawn = slot.overdrawn();
+        debug_assert!(bytes <= charged, "refunded {bytes} of {charged} charged");
+        if let Some(tree) = self.tree() {
+            let repaid = bytes.min(overdrawn);
+            if repaid > 0 {
+                tree.refund_headroom(repaid);
+                slot.overdrawn.store(overdrawn - repaid, Ordering::Relaxed);
+            }
+            let guarantee = slot.guarantee.load(Ordering::Relaxed);
+            let before = charged - overdrawn;
+            let after = before - (bytes - repaid);
+            tree.refund(slot.tier(), budget::lifted(guarantee, after, before));
+        }
+        slot.charged.store(charged - bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn add_block_bytes(&mut self, bytes: i64) {
+        let blocks = self.slot.block_bytes().wrapping_add_signed(bytes);
+        self.slot.block_bytes.store(blocks, Ordering::Relaxed);
+    }
+
+    /// Gives the slot to a new client. Its guarantee is charged to the tree,
+    /// or the slot stays as it was.
+    pub(crate) fn open(
+        &mut self,
+        name: Arc<str>,
+        tree: Arc<Tree>,
+        tier: usize,
+        limits: Limits,
+    ) -> Result<u32, Refusal> {
+        let slot = self.slot;
+        debug_assert_eq!(slot.state(), State::Free);
+        tree.charge(tier, limits.guarantee, Reach::Limits)?;
+        slot.tree
+            .store(Arc::into_raw(tree).cast_mut(), Ordering::Relaxed);
+        slot.tier.store(tier as u8, Ordering::Relaxed);
+        self.store_limits(limits);
+        slot.guarantee.store(limits.guarantee, Ordering::Relaxed);
+        slot.peak.store(0, Ordering::Relaxed);
+        slot.refusals.store(0, Ordering::Relaxed);
+        slot.observed.store(0, Ordering::Relaxed);
+        self.set_name(Some(name));
+        let generation = match slot.generation().wrapping_add(1) {
+            NO_GENERATION => NO_GENERATION + 1,
+            next => next,
+        };
+        slot.generation.store(generation, Ordering::Release);
+        slot.state.store(State::Active as u8, Ordering::Release);
+        Ok(generation)
+    }
+
+    fn store_limits(&mut self, limits: Limits) {
+        let slot = self.slot;
+        slot.max.store(limits.max, Ordering::Relaxed);
+        slot.soft.store(limits.soft, Ordering::Relaxed);
+        slot.overdraft.store(limits.overdraft, Ordering::Relaxed);
+        slot.enforcement
+            .store(limits.enforcement as u8, Ordering::Relaxed);
+    }
+
+    /// Changes tier and limits of a live client. Only a guarantee that does
+    /// not fit is refused, and then nothing changes; what is charged already
+    /// moves along whatever the new limits are.
+    pub(crate) fn reconfigure(&mut self, tier: usize, limits: Limits) -> Result<(), Refusal> {
+        let slot = self.slot;
+        let own = slot.charged() - slot.overdrawn();
+        let held = budget::held(slot.guarantee.load(Ordering::Relaxed), own);
+        let wanted = budget::held(limits.guarantee, own);
+        if let Some(tree) = self.tree() {
+            if wanted > held {
+                tree.charge(tier, wanted - held, Reach::Limits)?;
+                tree.move_between_tiers(slot.tier(), tier, held);
+            } else {
+                tree.move_between_tiers(slot.tier(), tier, held);
+                tree.refund(tier, held - wanted);
+            }
+        }
+        slot.tier.store(tier as u8, Ordering::Relaxed);
+        slot.guarantee.store(limits.guarantee, Ordering::Relaxed);
+        self.store_limits(limits);
+        Ok(())
+    }
+
+    /// Takes the client away: no new charges, no guarantee. Its bytes stay.
+    pub(crate) fn retire(&mut self) {
+        let slot = self.slot;
+        let own = slot.charged() - slot.overdrawn();
+        let guarantee = slot.guarantee.swap(0, Ordering::Relaxed);
+        if let Some(tree) = self.tree() {
+            tree.refund(slot.tier(), budget::held(guarantee, own) - own);
+        }
+        slot.state.store(State::Retired as u8, Ordering::Release);
+    }
+
+    /// Whether blocks or scopes outside the threads' accounts still need the
+    /// slot.
+    pub(crate) fn is_held(&self) -> bool {
+        self.slot.holds.load(Ordering::Acquire) != 0
+    }
+
+    /// Frees a retired slot whose bytes are gone. `threads` is what its
+    /// accounts add up to: the next generation starts from the negated sum, so
+    /// accounts need not be cleared. Hands out what must be dropped unlocked.
+    pub(crate) fn close(&mut self, threads: Totals) -> (Option<Arc<str>>, Option<Arc<Tree>>) {
+        let slot = self.slot;
+        debug_assert_eq!(slot.state(), State::Retired);
+        debug_assert_eq!(slot.charged(), 0);
+        let start = threads.negated();
+        slot.settled_net.store(start.net, Ordering::Relaxed);
+        slot.settled_allocated
+            .store(start.allocated, Ordering::Relaxed);
+        slot.settled_allocs.store(start.allocs, Ordering::Relaxed);
+        slot.settled_frees.store(start.frees, Ordering::Relaxed);
+        slot.state.store(State::Free as u8, Ordering::Release);
+        let name = self.set_name(None);
+        let tree = slot.tree.swap(ptr::null_mut(), Ordering::Relaxed);
+        let tree = (!tree.is_null()).then(|| {
+            // SAFETY: `open` stored the result of `Arc::into_raw`; the swap
+            // makes sure that nobody takes this reference a second time.
+            unsafe { Arc::from_raw(tree.cast_const()) }
+        });
+        (name, tree)
+    }
+}

@@ -1,0 +1,41 @@
+//! The usage that the crate promises, word for word, without and with the
+//! allocator being the process' own.
+
+use tiered_allocator::{Memory, SubscriptionTier, TieredAllocator};
+
+#[global_allocator]
+static HEAP: TieredAllocator = TieredAllocator::system();
+
+#[test]
+fn the_promised_usage_works_as_written() {
+    assert!(TieredAllocator::is_installed());
+
+    let mem = Memory::new(1_000_000_000);
+    mem.add_client("client_1", SubscriptionTier::Premium);
+    let block = mem.allocate_for_client("client_1", 50_000_000).unwrap();
+    mem.deallocate_for_client("client_1", block).unwrap();
+    let (allocated, used) = mem.get_client_resource_usage("client_1").unwrap();
+    let (total_allocated, total_used) = mem.get_resource_usage();
+
+    assert_eq!((allocated, used), (0, 0));
+    assert_eq!((total_allocated, total_used), (0, 0));
+}
+
+#[test]
+fn figures_follow_the_block() {
+    let mem = Memory::new(1_000_000_000);
+    mem.add_client("client_1", SubscriptionTier::Premium);
+    let mut block = mem.allocate_for_client("client_1", 50_000_000).unwrap();
+    // Charged at once; in physical memory only when written to.
+    assert_eq!(
+        mem.get_client_resource_usage("client_1").unwrap(),
+        (50_000_000, 0)
+    );
+    block.pin_mut().unwrap()[..10_000_000].fill(1);
+    let (allocated, used) = mem.get_client_resource_usage("client_1").unwrap();
+    assert_eq!(allocated, 50_000_000);
+    assert!((10_000_000..11_000_000).contains(&used), "{used}");
+    assert_eq!(mem.get_resource_usage(), (allocated, used));
+    drop(block);
+    assert_eq!(mem.get_client_resource_usage("client_1").unwrap(), (0, 0));
+}
