@@ -32,7 +32,7 @@ impl Block {
         let layout = Layout::from_size_align(size, 1).unwrap();
         // SAFETY: the size is not zero.
         let at = unsafe { HEAP.alloc(layout) };
-        (!at.is_null()).then_some(Block(at, layout))
+        (!at.is_null()).then(|| Block(at, layout))
     }
 }
 
