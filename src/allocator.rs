@@ -141,11 +141,8 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for TieredAllocator<A> {
         // SAFETY: the block came from the inner allocator with this layout;
         // the new size is small, so four bytes more do not overflow.
         let moved = unsafe {
-            self.inner.realloc(
-                block,
-                layout::inner(layout),
-                layout::inner_size(new_size),
-            )
+            self.inner
+                .realloc(block, layout::inner(layout), layout::inner_size(new_size))
         };
         if moved.is_null() {
             if new_size > size {
@@ -168,11 +165,7 @@ impl<A: GlobalAlloc> TieredAllocator<A> {
     /// # Safety
     /// As [`GlobalAlloc::alloc`]; `allocate` is one of its allocating methods.
     #[inline(always)]
-    unsafe fn allocate(
-        &self,
-        layout: Layout,
-        allocate: impl Fn(&A, Layout) -> *mut u8,
-    ) -> *mut u8 {
+    unsafe fn allocate(&self, layout: Layout, allocate: impl Fn(&A, Layout) -> *mut u8) -> *mut u8 {
         let size = layout.size();
         let Some(tag) = charge(size) else {
             return ptr::null_mut();
@@ -216,6 +209,7 @@ impl<A: GlobalAlloc> TieredAllocator<A> {
                 Some((table, Some(leaf))) => spare = Some((table, leaf)),
                 // No memory for a leaf, or no place to keep one: the block
                 // moves by hand, where each step can still be undone.
+                // SAFETY: the caller's contract is the same.
                 _ => return unsafe { self.realloc_by_copy(block, layout, new_size) },
             }
         }
@@ -232,11 +226,8 @@ impl<A: GlobalAlloc> TieredAllocator<A> {
             // SAFETY: the block came from the inner allocator with this layout,
             // and the caller vouches for the new size.
             moved = unsafe {
-                self.inner.realloc(
-                    block,
-                    layout::inner(layout),
-                    layout::inner_size(new_size),
-                )
+                self.inner
+                    .realloc(block, layout::inner(layout), layout::inner_size(new_size))
             };
         }
         if moved.is_null() {

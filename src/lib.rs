@@ -13,8 +13,8 @@ mod sys;
 mod telemetry;
 pub use allocator::TieredAllocator;
 pub use client::{
-    Client, ClientId, ClientUsage, OverQuota, QuotaExceeded, RegisterError, Scope, UnknownClient,
-    untracked,
+    AttributedTo, Client, ClientId, ClientUsage, InClient, InClientExt, OverQuota, QuotaExceeded,
+    RegisterError, Scope, UnknownClient, untracked,
 };
 pub use memory::{
     AllocateError, DeallocateError, DeallocateReason, Memory, MemoryBlock, MemoryBuilder,
@@ -26,4 +26,4 @@ pub use registry::{
     ClientOptions, ConfigError, Enforcement, Limit, ParseTierError, ReclaimPolicy,
     SubscriptionTier, Tier, TierPolicy,
 };
-pub use telemetry::{ClientSnapshot, ReclaimTotals, Snapshot, TierSnapshot};
+pub use telemetry::{ClientSnapshot, Event, EventKind, ReclaimTotals, Snapshot, TierSnapshot};

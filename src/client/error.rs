@@ -27,16 +27,16 @@ pub struct QuotaExceeded {
     pub node: BudgetNode,
 }
 
-/// A client's work ended while the client was over its quota. The work's own
-/// result is not lost.
+/// A client's work ended while the client was over its quota, or because of
+/// it. What the work returned is not lost.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{quota}")]
 #[non_exhaustive]
 pub struct OverQuota<R> {
     /// By how much, and against which limit.
     pub quota: QuotaExceeded,
-    /// What the work returned.
-    pub output: R,
+    /// What the work returned; `None` if it was unwound before it could.
+    pub output: Option<R>,
 }
 
 impl BudgetNode {

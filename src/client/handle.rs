@@ -6,7 +6,8 @@ use crate::ledger::fork::Cold;
 use crate::ledger::reading::{self, Reading};
 use crate::ledger::{grant, retire, thread};
 use crate::registry::REGISTRY;
-use crate::registry::budget::{BudgetNode, Refusal, Tree};
+use crate::registry::budget::{Refusal, Tree};
+use crate::registry::events::EventKind;
 use crate::registry::policies::{ClientOptions, override_mask};
 use crate::registry::slot::{Limits, Locked, Slot, State};
 use crate::registry::{Enforcement, Tier};
@@ -23,6 +24,10 @@ pub struct ClientId {
 }
 
 impl ClientId {
+    pub(crate) fn new(index: u32, generation: u32) -> ClientId {
+        ClientId { index, generation }
+    }
+
     /// The small integer that blocks are tagged with. Used again by a later
     /// client when nothing of this one is left.
     pub fn index(self) -> u32 {
@@ -171,7 +176,10 @@ impl Client {
         drop(scope);
         match self.checkpoint() {
             Ok(()) => Ok(output),
-            Err(quota) => Err(OverQuota { quota, output }),
+            Err(quota) => Err(OverQuota {
+                quota,
+                output: Some(output),
+            }),
         }
     }
 
@@ -205,11 +213,10 @@ impl Client {
     fn checkpoint_cold(&self) -> Result<(), QuotaExceeded> {
         let figures = self.locked(|locked| {
             grant::collect(locked);
-            (self.slot.overdrawn() > 0).then(|| Refusal {
-                node: BudgetNode::Client,
-                requested: 0,
-                charged: self.slot.charged(),
-                limit: self.slot.limits().max,
+            (self.slot.overdrawn() > 0).then(|| {
+                let figures = locked.figures();
+                locked.record(EventKind::Cancelled, figures);
+                figures
             })
         });
         match figures.flatten() {
@@ -353,7 +360,9 @@ pub(crate) fn quota_exceeded(slot: &'static Slot, refusal: Refusal) -> QuotaExce
     let unknown = || Arc::from("?");
     QuotaExceeded {
         client: client.name().unwrap_or_else(unknown),
-        tier: client.tier().map_or_else(unknown, |tier| tier.shared_name()),
+        tier: client
+            .tier()
+            .map_or_else(unknown, |tier| tier.shared_name()),
         requested: refusal.requested,
         charged: refusal.charged,
         limit: refusal.limit,

@@ -1,12 +1,15 @@
 //! Clients as their users see them: handles, scopes, errors.
 //!
-//! No `unsafe`; all bookkeeping is the ledger's.
+//! No `unsafe` but the pin projections in [`future`]; all bookkeeping is the
+//! ledger's.
 
 mod error;
+mod future;
 mod handle;
 mod scope;
 
 pub use error::{OverQuota, QuotaExceeded, RegisterError, UnknownClient};
+pub use future::{AttributedTo, InClient, InClientExt};
 pub use handle::{Client, ClientId, ClientUsage};
 pub use scope::{Scope, untracked};
 

@@ -11,6 +11,7 @@ use super::table::Table;
 use super::thread;
 use crate::owner::{Tag, corrupted};
 use crate::registry::budget::{BudgetNode, Reach, Refusal, batch};
+use crate::registry::events::EventKind;
 use crate::registry::slot::{Locked, NO_GENERATION, Slot, State, Totals};
 use crate::registry::{Enforcement, REGISTRY};
 use crate::sys;
@@ -64,10 +65,7 @@ pub(crate) fn charge_cold(size: u64) -> Option<Tag> {
             charge_unattributed(size);
             Some(thread::UNATTRIBUTED)
         }
-        Err(_) => {
-            slot.count_refusal();
-            None
-        }
+        Err(_) => None,
     }
 }
 
@@ -97,35 +95,25 @@ pub(crate) fn grow_cold(slot: &'static Slot, size: u64) -> bool {
         return true;
     }
     let _cold = Cold::enter(thread::own_table());
-    let admitted = admit(slot, account, size, Asks::Growth).is_ok();
-    if !admitted {
-        slot.count_refusal();
-    }
-    admitted
+    admit(slot, account, size, Asks::Growth).is_ok()
 }
 
 /// Charges `size` bytes of a page-mapped block straight to the client's
 /// totals: blocks come and go on any thread and live long.
 pub(crate) fn charge_block(slot: &'static Slot, size: u64) -> Result<(), Refusal> {
     let _cold = Cold::enter(thread::attached());
-    let admitted = admit(slot, None, size, Asks::Block);
-    match &admitted {
-        Ok(()) => slot.lock().add_block_bytes(size as i64),
-        Err(_) => slot.count_refusal(),
-    }
-    admitted
+    admit(slot, None, size, Asks::Block)?;
+    slot.lock().add_block_bytes(size as i64);
+    Ok(())
 }
 
 /// As [`charge_block`], for a block that exists and comes back from where its
 /// bytes were not charged: a removed client's blocks may do that, too.
 pub(crate) fn restore_block(slot: &'static Slot, size: u64) -> Result<(), Refusal> {
     let _cold = Cold::enter(thread::attached());
-    let admitted = admit(slot, None, size, Asks::Growth);
-    match &admitted {
-        Ok(()) => slot.lock().add_block_bytes(size as i64),
-        Err(_) => slot.count_refusal(),
-    }
-    admitted
+    admit(slot, None, size, Asks::Growth)?;
+    slot.lock().add_block_bytes(size as i64);
+    Ok(())
 }
 
 /// Gives back what [`charge_block`] or [`restore_block`] took. `blocks` is 1
@@ -156,11 +144,16 @@ fn admit(
     for round in 1.. {
         let mut locked = slot.lock();
         if asks == Asks::Block && slot.state() != State::Active {
-            return Err(Refusal {
+            let refusal = Refusal {
                 node: BudgetNode::Removed,
                 requested: size,
                 charged: slot.charged(),
                 limit: 0,
+            };
+            // Other clients' requests go on, charged to nobody.
+            return Err(match slot.limits().enforcement {
+                Enforcement::Strict => locked.refuse(refusal),
+                _ => refusal,
             });
         }
         let refusal = match try_admit(&mut locked, account, size, asks, Reach::Limits) {
@@ -183,10 +176,10 @@ fn admit(
                 continue;
             }
             locked = slot.lock();
-            if asks == Asks::Growth || slot.state() == State::Active {
-                if try_admit(&mut locked, account, size, asks, Reach::Limits).is_ok() {
-                    return Ok(());
-                }
+            if (asks == Asks::Growth || slot.state() == State::Active)
+                && try_admit(&mut locked, account, size, asks, Reach::Limits).is_ok()
+            {
+                return Ok(());
             }
         }
         return beyond(&mut locked, account, size, asks, refusal);
@@ -204,12 +197,19 @@ fn beyond(
     refusal: Refusal,
 ) -> Result<(), Refusal> {
     match locked.slot().limits().enforcement {
-        Enforcement::Strict => Err(refusal),
+        Enforcement::Strict => Err(locked.refuse(refusal)),
         Enforcement::Graceful => {
-            try_admit(locked, account, size, asks, Reach::Headroom).map_err(|_| refusal)
+            let entered = locked.slot().overdrawn() == 0;
+            try_admit(locked, account, size, asks, Reach::Headroom)
+                .map_err(|_| locked.refuse(refusal))?;
+            if entered {
+                locked.record(EventKind::Overdraft, refusal);
+            }
+            Ok(())
         }
         Enforcement::Observe => {
             locked.slot().count_observed();
+            locked.record(EventKind::Observed, refusal);
             try_admit(locked, account, size, asks, Reach::Observed)
         }
     }

@@ -7,6 +7,7 @@
 use super::fork::Cold;
 use super::{reading, revoke, thread};
 use crate::registry::REGISTRY;
+use crate::registry::events::EventKind;
 use crate::registry::slot::{Slot, State};
 
 /// Ends new charges to the client of `generation`. `false`: it was removed
@@ -18,6 +19,7 @@ pub(crate) fn retire(slot: &'static Slot, generation: u32) -> bool {
         return false;
     }
     locked.retire();
+    locked.record(EventKind::Retired, locked.figures());
     revoke::for_removal(&mut locked);
     true
 }
@@ -39,6 +41,7 @@ pub(crate) fn try_close(slot: &'static Slot, generation: u32) -> bool {
     if live != 0 || slot.charged() != 0 || locked.is_held() || revoke::is_entered(&locked) {
         return false;
     }
+    locked.record(EventKind::Closed, locked.figures());
     let (name, tree) = locked.close(threads);
     drop(locked);
     REGISTRY.release(slot);

@@ -19,8 +19,8 @@ use super::fork;
 use super::grant;
 use super::table::{self, Table};
 use crate::owner::Tag;
-use crate::registry::slot::{Slot, State};
 use crate::registry::REGISTRY;
+use crate::registry::slot::{Slot, State};
 use crate::sys;
 use core::cell::Cell;
 use core::ptr::{self, NonNull};
@@ -37,8 +37,7 @@ const REMEMBERED: usize = 32;
 
 /// What the thread was charging to: an account, or a client by tag if the
 /// thread has no account for it.
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[derive(Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Charged {
     Account(NonNull<Account>),
     Tableless(Tag),
@@ -224,10 +223,7 @@ impl Thread {
         self.depth.set(depth as u32);
         let outer = match depth {
             0 => self.base(),
-            depth => self
-                .scopes
-                .get(depth - 1)
-                .map_or(entered.before, Cell::get),
+            depth => self.scopes.get(depth - 1).map_or(entered.before, Cell::get),
         };
         self.set_current(outer);
     }
@@ -244,10 +240,10 @@ impl Charged {
     }
 
     fn release_hold(self) {
-        if let Charged::Tableless(tag) = self {
-            if let Some(slot) = tag.index().and_then(|index| REGISTRY.slot(index)) {
-                slot.release();
-            }
+        if let Charged::Tableless(tag) = self
+            && let Some(slot) = tag.index().and_then(|index| REGISTRY.slot(index))
+        {
+            slot.release();
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::ledger::{grant, thread};
 use crate::reclaim::{ReclaimReport, Reclaimer};
 use crate::registry::policies::{ClientOptions, ConfigError, override_mask};
 use crate::registry::{Exhausted, REGISTRY, Tier, TierPolicy};
-use crate::telemetry::{Snapshot, take_snapshot};
+use crate::telemetry::{Event, Snapshot, read_events, take_snapshot};
 use std::sync::Arc;
 
 /// A budget domain: a total, its tiers, its clients, its reclaimer thread.
@@ -296,7 +296,10 @@ impl Memory {
         block: MemoryBlock,
     ) -> Result<(), DeallocateError> {
         let reason = match self.client(name) {
-            Ok(client) if block.belongs_to(&client) => return Ok(drop(block)),
+            Ok(client) if block.belongs_to(&client) => {
+                drop(block);
+                return Ok(());
+            }
             Ok(_) => DeallocateReason::WrongClient(WrongClient {
                 owner: block.client().name().unwrap_or_else(|| "?".into()),
                 named: name.to_owned(),
@@ -383,6 +386,22 @@ impl Memory {
     /// are those of the last sample.
     pub fn snapshot(&self) -> Snapshot {
         untracked(|| take_snapshot(&self.shared, self.usage()))
+    }
+
+    /// What was refused, lent and taken back, from number `from` on, oldest
+    /// first, and the number to go on from. The latest 1,024 are kept.
+    ///
+    /// ```
+    /// # use tiered_allocator::{EventKind, Memory, SubscriptionTier};
+    /// # let memory = Memory::new(1 << 30);
+    /// # memory.add_client("acme", SubscriptionTier::Basic);
+    /// assert!(memory.allocate_for_client("acme", 1 << 30).is_err());
+    /// let (events, next) = memory.events(0);
+    /// assert_eq!(events[0].kind, EventKind::Refused);
+    /// assert!(memory.events(next).0.is_empty());
+    /// ```
+    pub fn events(&self, from: u64) -> (Vec<Event>, u64) {
+        untracked(|| read_events(&self.shared, from))
     }
 
     // --- reclaim --------------------------------------------------------------

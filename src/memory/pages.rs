@@ -80,7 +80,10 @@ impl Pages {
     ///
     /// # Safety
     /// Nobody else reads or writes them while the slice is used.
-    #[expect(clippy::mut_from_ref, reason = "exclusion is the caller's, by contract")]
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "exclusion is the caller's, by contract"
+    )]
     pub(super) unsafe fn bytes_mut(&self) -> &mut [u8] {
         // SAFETY: as `bytes`, and the caller keeps everybody else away.
         unsafe { core::slice::from_raw_parts_mut(self.base.as_ptr(), self.len) }

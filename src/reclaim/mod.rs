@@ -4,5 +4,5 @@
 mod ladder;
 mod thread;
 
-pub(crate) use thread::{Intervals, Reclaimer};
 pub use thread::ReclaimReport;
+pub(crate) use thread::{Intervals, Reclaimer};

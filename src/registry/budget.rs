@@ -16,6 +16,7 @@
 //! modification order alone decides who got the last bytes. The words publish
 //! no other memory.
 
+use super::events::Events;
 use super::policies::Policies;
 use crate::sync::{AtomicU64, Lock, Ordering};
 
@@ -159,12 +160,15 @@ pub(crate) struct Tree {
     pub(crate) revoking: Lock<()>,
     /// What the tiers' names mean. Never touched by an allocation.
     pub(crate) policies: Policies,
+    /// What was refused, lent and taken back.
+    pub(crate) events: Events,
 }
 
 impl Tree {
     pub(crate) fn new(usable: u64, headroom: u64) -> Tree {
         Tree {
             policies: Policies::new(usable, headroom),
+            events: Events::new(),
             root: Node::new(usable),
             headroom: Node::new(headroom),
             tiers: [const { Node::new(UNLIMITED) }; MAX_TIERS],

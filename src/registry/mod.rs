@@ -5,13 +5,14 @@
 //! slots with its free list, [`policies`] turns tiers and overrides into bytes. Nothing here knows of threads, blocks or clocks.
 
 pub(crate) mod budget;
+pub(crate) mod events;
 pub(crate) mod policies;
 pub(crate) mod slot;
 mod table;
 mod tier;
 
-pub(crate) use table::{Exhausted, REGISTRY};
 pub use policies::{ClientOptions, ConfigError};
+pub(crate) use table::{Exhausted, REGISTRY};
 pub use tier::{
     Enforcement, Limit, ParseTierError, ReclaimPolicy, SubscriptionTier, Tier, TierPolicy,
 };

@@ -333,7 +333,13 @@ mod tests {
         let zero = limits(basic().max(Limit::Bytes(0))).unwrap_err();
         assert_eq!(zero, ConfigError::ZeroLimit { what: "max" });
         let large = limits(basic().max(Limit::Bytes(u64::MAX))).unwrap_err();
-        assert!(matches!(large, ConfigError::TooLarge { bytes: u64::MAX, .. }));
+        assert!(matches!(
+            large,
+            ConfigError::TooLarge {
+                bytes: u64::MAX,
+                ..
+            }
+        ));
         let share = limits(basic().max(Limit::Share(1.5))).unwrap_err();
         assert!(matches!(share, ConfigError::ShareOutOfRange { share, .. } if share == 1.5));
         let above = limits(basic().guarantee(Limit::Bytes(101))).unwrap_err();

@@ -24,11 +24,10 @@
 //! figure is not possible.
 
 use super::budget::{self, BudgetNode, Reach, Refusal, Tree, UNLIMITED};
+use super::events::EventKind;
 use super::tier::Enforcement;
 use crate::owner::Tag;
-use crate::sync::{
-    AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Lock, Ordering, Relax,
-};
+use crate::sync::{AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Lock, Ordering, Relax};
 use core::cell::UnsafeCell;
 use core::ptr;
 use core::sync::atomic::fence;
@@ -137,7 +136,6 @@ impl Slot {
         self.index.load(Ordering::Relaxed)
     }
 
-
     pub(crate) fn tag(&self) -> Tag {
         Tag::of(self.index())
     }
@@ -227,10 +225,6 @@ impl Slot {
         self.next_free.store(index, Ordering::Relaxed);
     }
 
-    pub(crate) fn count_refusal(&self) {
-        self.refusals.fetch_add(1, Ordering::Relaxed);
-    }
-
     pub(crate) fn count_observed(&self) {
         self.observed.fetch_add(1, Ordering::Relaxed);
     }
@@ -244,7 +238,8 @@ impl Slot {
             .fetch_add(totals.allocated, Ordering::Relaxed);
         self.settled_allocs
             .fetch_add(totals.allocs, Ordering::Relaxed);
-        self.settled_frees.fetch_add(totals.frees, Ordering::Relaxed);
+        self.settled_frees
+            .fetch_add(totals.frees, Ordering::Relaxed);
     }
 
     pub(crate) fn settled(&self) -> Totals {
@@ -279,7 +274,6 @@ impl Slot {
             _guard: guard,
         }
     }
-
 }
 
 /// What passed through one account, or through many added up.
@@ -366,6 +360,32 @@ impl Locked {
     pub(crate) fn set_name(&mut self, name: Option<Arc<str>>) -> Option<Arc<str>> {
         // SAFETY: the lock is held and `&mut self` is exclusive.
         unsafe { core::mem::replace(&mut *self.slot.name.get(), name) }
+    }
+
+    /// Leaves a record of what happens to the client now.
+    pub(crate) fn record(&self, kind: EventKind, refusal: Refusal) {
+        if let Some(tree) = self.tree() {
+            let slot = self.slot;
+            tree.events
+                .leave(kind, slot.tier(), slot.index(), slot.generation(), refusal);
+        }
+    }
+
+    /// Counts a refusal and leaves a record of it.
+    pub(crate) fn refuse(&self, refusal: Refusal) -> Refusal {
+        self.slot.refusals.fetch_add(1, Ordering::Relaxed);
+        self.record(EventKind::Refused, refusal);
+        refusal
+    }
+
+    /// What the client has at the moment, as a record says it.
+    pub(crate) fn figures(&self) -> Refusal {
+        Refusal {
+            node: BudgetNode::Client,
+            requested: 0,
+            charged: self.slot.charged(),
+            limit: self.slot.limits().max,
+        }
     }
 
     /// Bytes that could still be charged within all limits.

@@ -200,7 +200,7 @@ pub(crate) fn on_thread_exit(hook: fn()) -> bool {
     match key {
         // SAFETY: the key exists; any non-null value arms its destructor.
         Ok(key) => unsafe {
-            libc::pthread_setspecific((key.get() - 1) as libc::pthread_key_t, 1 as *const _) == 0
+            libc::pthread_setspecific((key.get() - 1) as libc::pthread_key_t, ptr::dangling()) == 0
         },
         Err(()) => false,
     }

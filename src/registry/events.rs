@@ -1,0 +1,264 @@
+//! Evidence: a bounded ring of what budgets refused, lent and took back.
+//!
+//! Written from the cold path, by any thread, without waiting and without
+//! allocating; read by whoever wants to know. Old records make way for new
+//! ones, and a reader learns how many it missed.
+//!
+//! # Orderings
+//! Each record has a stamp: odd while it is being written, even (twice its
+//! number, plus two) when it is whole. A writer claims the record by
+//! compare-and-swap with `Acquire`, fences with `Release` (the odd stamp comes
+//! before the fields), writes the fields `Relaxed` and stores the even stamp
+//! with `Release`. A reader loads the stamp with `Acquire`, the fields, fences
+//! with `Acquire` and compares the stamp. A writer that finds the record taken
+//! by another, a whole ring ahead or behind, gives up its own.
+
+use super::budget::{BudgetNode, Refusal};
+use crate::sync::{AtomicU64, Ordering};
+use core::sync::atomic::fence;
+use std::time::SystemTime;
+
+/// Records that are kept.
+pub(crate) const KEPT: usize = 1024;
+
+/// What happened.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum EventKind {
+    /// A request was refused.
+    Refused,
+    /// A client went past its limits and draws on the headroom.
+    Overdraft,
+    /// A safe point ended a client's work because it was over its quota.
+    Cancelled,
+    /// A client was removed; what it holds is retired.
+    Retired,
+    /// A removed client's last byte is gone.
+    Closed,
+    /// A request went past the limits and was granted because the client is
+    /// only observed.
+    Observed,
+}
+
+const KINDS: [EventKind; 6] = [
+    EventKind::Refused,
+    EventKind::Overdraft,
+    EventKind::Cancelled,
+    EventKind::Retired,
+    EventKind::Closed,
+    EventKind::Observed,
+];
+
+const NODES: [BudgetNode; 4] = [
+    BudgetNode::Client,
+    BudgetNode::Tier,
+    BudgetNode::Memory,
+    BudgetNode::Removed,
+];
+
+/// One record, before its numbers get names.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Record {
+    /// Since 1970, in nanoseconds.
+    pub(crate) time_ns: u64,
+    pub(crate) kind: EventKind,
+    pub(crate) tier: usize,
+    pub(crate) index: u32,
+    pub(crate) generation: u32,
+    pub(crate) refusal: Refusal,
+}
+
+/// `u64` words of one record, behind its stamp.
+const WORDS: usize = 6;
+
+#[repr(align(64))]
+struct Entry {
+    stamp: AtomicU64,
+    words: [AtomicU64; WORDS],
+}
+
+/// See the module's description.
+pub(crate) struct Events {
+    /// Records begun so far.
+    next: AtomicU64,
+    entries: Box<[Entry]>,
+}
+
+impl Events {
+    pub(crate) fn new() -> Events {
+        let entry = |_| Entry {
+            stamp: AtomicU64::new(0),
+            words: [const { AtomicU64::new(0) }; WORDS],
+        };
+        Events {
+            next: AtomicU64::new(0),
+            entries: (0..KEPT).map(entry).collect(),
+        }
+    }
+
+    /// Leaves a record of something that happens now.
+    pub(crate) fn leave(
+        &self,
+        kind: EventKind,
+        tier: usize,
+        index: u32,
+        generation: u32,
+        refusal: Refusal,
+    ) {
+        let time_ns = SystemTime::UNIX_EPOCH
+            .elapsed()
+            .map_or(0, |time| time.as_nanos() as u64);
+        self.write(Record {
+            time_ns,
+            kind,
+            tier,
+            index,
+            generation,
+            refusal,
+        });
+    }
+
+    fn write(&self, record: Record) {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let entry = &self.entries[number as usize % KEPT];
+        let before = entry.stamp.load(Ordering::Relaxed);
+        let writing = 2 * number + 1;
+        if before & 1 == 1 || before > writing {
+            return;
+        }
+        if entry
+            .stamp
+            .compare_exchange(before, writing, Ordering::Acquire, Ordering::Relaxed)
+            .is_err()
+        {
+            return;
+        }
+        fence(Ordering::Release);
+        for (word, value) in entry.words.iter().zip(pack(&record)) {
+            word.store(value, Ordering::Relaxed);
+        }
+        entry.stamp.store(writing + 1, Ordering::Release);
+    }
+
+    /// The records from number `from` on that are still there, oldest first,
+    /// with their numbers, and the number to go on from.
+    pub(crate) fn read(&self, from: u64) -> (Vec<(u64, Record)>, u64) {
+        let next = self.next.load(Ordering::Acquire);
+        let first = from.max(next.saturating_sub(KEPT as u64));
+        let records = (first..next).filter_map(|number| Some((number, self.record(number)?)));
+        (records.collect(), next)
+    }
+
+    fn record(&self, number: u64) -> Option<Record> {
+        let entry = &self.entries[number as usize % KEPT];
+        let whole = 2 * number + 2;
+        if entry.stamp.load(Ordering::Acquire) != whole {
+            return None;
+        }
+        let words = core::array::from_fn(|at| entry.words[at].load(Ordering::Relaxed));
+        fence(Ordering::Acquire);
+        (entry.stamp.load(Ordering::Relaxed) == whole)
+            .then(|| unpack(words))
+            .flatten()
+    }
+}
+
+fn pack(record: &Record) -> [u64; WORDS] {
+    let kind = KINDS.iter().position(|&kind| kind == record.kind);
+    let node = NODES.iter().position(|&node| node == record.refusal.node);
+    let what =
+        kind.unwrap_or(0) as u64 | (node.unwrap_or(0) as u64) << 8 | (record.tier as u64) << 16;
+    [
+        record.time_ns,
+        what,
+        u64::from(record.index) | u64::from(record.generation) << 32,
+        record.refusal.requested,
+        record.refusal.charged,
+        record.refusal.limit,
+    ]
+}
+
+fn unpack(words: [u64; WORDS]) -> Option<Record> {
+    let [time_ns, what, who, requested, charged, limit] = words;
+    Some(Record {
+        time_ns,
+        kind: *KINDS.get((what & 0xff) as usize)?,
+        tier: (what >> 16) as usize,
+        index: who as u32,
+        generation: (who >> 32) as u32,
+        refusal: Refusal {
+            node: *NODES.get((what >> 8 & 0xff) as usize)?,
+            requested,
+            charged,
+            limit,
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(number: u64) -> Record {
+        Record {
+            time_ns: number,
+            kind: KINDS[number as usize % KINDS.len()],
+            tier: number as usize % 32,
+            index: number as u32,
+            generation: !number as u32,
+            refusal: Refusal {
+                node: NODES[number as usize % NODES.len()],
+                requested: number,
+                charged: number.wrapping_mul(3),
+                limit: u64::MAX - number,
+            },
+        }
+    }
+
+    #[test]
+    fn records_come_back_as_they_were_left() {
+        let events = Events::new();
+        for number in 0..100 {
+            events.write(record(number));
+        }
+        let (read, next) = events.read(10);
+        assert_eq!(next, 100);
+        assert_eq!(read.len(), 90);
+        assert!(read.iter().all(|(number, left)| *left == record(*number)));
+    }
+
+    #[test]
+    fn the_oldest_make_way_and_the_reader_sees_the_gap() {
+        let events = Events::new();
+        for number in 0..KEPT as u64 + 50 {
+            events.write(record(number));
+        }
+        let (read, _) = events.read(0);
+        assert_eq!(read.len(), KEPT);
+        assert_eq!(read[0].0, 50);
+    }
+
+    #[test]
+    fn a_record_is_never_torn() {
+        let events = Events::new();
+        std::thread::scope(|scope| {
+            for thread in 0..3u64 {
+                let events = &events;
+                scope.spawn(move || {
+                    for number in 0..50_000 {
+                        events.write(record(number * 3 + thread));
+                    }
+                });
+            }
+            let events = &events;
+            scope.spawn(move || {
+                for _ in 0..50 {
+                    for (_, read) in events.read(0).0 {
+                        assert_eq!(read, record(read.time_ns));
+                    }
+                }
+            });
+        });
+        assert_eq!(events.read(0).1, 150_000);
+    }
+}

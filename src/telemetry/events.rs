@@ -1,0 +1,79 @@
+//! [`Event`]: a record of the ring, with names.
+
+use crate::client::{Client, ClientId};
+use crate::memory::Shared;
+use crate::registry::REGISTRY;
+use crate::registry::budget::BudgetNode;
+use crate::registry::events::{EventKind, Record};
+use core::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+/// What a budget refused, lent or took back, and when.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct Event {
+    /// Its number in its memory, from 0. A gap means that records were lost to
+    /// newer ones.
+    pub number: u64,
+    /// When it happened.
+    pub time: SystemTime,
+    /// What happened.
+    pub kind: EventKind,
+    /// To which client.
+    pub client: ClientId,
+    /// Its name at the moment of reading, if anything of it is left.
+    pub name: Option<Arc<str>>,
+    /// The name of its tier.
+    pub tier: Arc<str>,
+    /// Bytes asked for; 0 if nobody asked.
+    pub requested: u64,
+    /// Bytes charged to the budget that decided.
+    pub charged: u64,
+    /// That budget's limit.
+    pub limit: u64,
+    /// Which budget decided.
+    pub node: BudgetNode,
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.name.as_deref().unwrap_or("?");
+        write!(
+            f,
+            "{:?}: client `{name}` ({}) requested {} bytes, {} of {} charged, decided by {:?}",
+            self.kind, self.tier, self.requested, self.charged, self.limit, self.node
+        )
+    }
+}
+
+/// The events from `from` on, and where to go on from.
+pub(crate) fn read_events(shared: &Shared, from: u64) -> (Vec<Event>, u64) {
+    let (records, next) = shared.tree.events.read(from);
+    let policies = shared.tree.policies.all();
+    let named = records.into_iter().map(|(number, record)| {
+        let tier = policies
+            .get(record.tier)
+            .map_or_else(|| Arc::from("?"), |tier| Arc::clone(&tier.name));
+        named(number, &record, tier)
+    });
+    (named.collect(), next)
+}
+
+fn named(number: u64, record: &Record, tier: Arc<str>) -> Event {
+    let client = REGISTRY
+        .slot(record.index)
+        .map(|slot| Client::new(slot, record.generation));
+    Event {
+        number,
+        time: SystemTime::UNIX_EPOCH + Duration::from_nanos(record.time_ns),
+        kind: record.kind,
+        client: ClientId::new(record.index, record.generation),
+        name: client.and_then(|client| client.name()),
+        tier,
+        requested: record.refusal.requested,
+        charged: record.refusal.charged,
+        limit: record.refusal.limit,
+        node: record.refusal.node,
+    }
+}
