@@ -325,7 +325,7 @@ fn at_hand<'a>(tag: Tag) -> Option<&'a Account> {
 
 /// Refunds a block to its owner.
 #[inline(always)]
-fn refund(tag: Tag, block: *mut u8, size: usize) {
+pub(crate) fn refund(tag: Tag, block: *mut u8, size: usize) {
     match at_hand(tag) {
         Some(account) => {
             if !account.refund(size as u64) {
@@ -372,7 +372,7 @@ fn shrink(tag: Tag, block: *mut u8, size: usize, bytes: usize) {
 /// # Safety
 /// `block` has the bytes that [`layout::inner`] asks for a block of `size`.
 #[inline(always)]
-unsafe fn record_owner(block: *mut u8, size: usize, tag: Tag) -> bool {
+pub(crate) unsafe fn record_owner(block: *mut u8, size: usize, tag: Tag) -> bool {
     if is_page_mapped(size) {
         return page_map::set(block as usize, tag);
     }
@@ -386,7 +386,7 @@ unsafe fn record_owner(block: *mut u8, size: usize, tag: Tag) -> bool {
 /// # Safety
 /// `block` is a live block of this allocator with this `size`.
 #[inline(always)]
-unsafe fn peek_owner(block: *mut u8, size: usize) -> Tag {
+pub(crate) unsafe fn peek_owner(block: *mut u8, size: usize) -> Tag {
     if is_page_mapped(size) {
         page_map::get(block as usize)
     } else {

@@ -3,6 +3,7 @@
 mod allocator;
 mod client;
 pub mod clock;
+mod heap_block;
 mod ledger;
 mod memory;
 mod owner;
@@ -16,9 +17,10 @@ pub use client::{
     AttributedTo, Client, ClientId, ClientUsage, InClient, InClientExt, OverQuota, QuotaExceeded,
     RegisterError, Scope, UnknownClient, untracked,
 };
+pub use heap_block::HeapBlock;
 pub use memory::{
     AllocateError, DeallocateError, DeallocateReason, Memory, MemoryBlock, MemoryBuilder,
-    MemoryUsage, Pin, PinError, PinMut, Registration, WrongClient,
+    MemoryUsage, Pin, PinError, PinMut, Registration, TransferError, WrongClient,
 };
 pub use reclaim::ReclaimReport;
 pub use registry::budget::BudgetNode;

@@ -92,7 +92,7 @@ fn racing_threads_never_pass_the_limit_and_leave_the_exact_rest() {
                 for _ in 0..200_000 {
                     random = random.wrapping_mul(6364136223846793005).wrapping_add(1);
                     let pick = (random >> 33) as usize;
-                    if pick % 2 == 0 || held.len() == held.capacity() {
+                    if pick.is_multiple_of(2) || held.len() == held.capacity() {
                         if !held.is_empty() {
                             held.swap_remove(pick % held.len());
                         }

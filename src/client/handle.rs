@@ -2,11 +2,12 @@
 
 use super::error::{OverQuota, QuotaExceeded, RegisterError};
 use super::scope::Scope;
+use crate::heap_block::{HeapBlock, change_owner};
 use crate::ledger::fork::Cold;
 use crate::ledger::reading::{self, Reading};
 use crate::ledger::{grant, retire, thread};
 use crate::registry::REGISTRY;
-use crate::registry::budget::{Refusal, Tree};
+use crate::registry::budget::{BudgetNode, Refusal, Tree};
 use crate::registry::events::EventKind;
 use crate::registry::policies::{ClientOptions, override_mask};
 use crate::registry::slot::{Limits, Locked, Slot, State};
@@ -142,6 +143,58 @@ impl Client {
         let mut locked = self.slot.lock();
         let is_ours = self.slot.generation() == self.generation && self.slot.state() != State::Free;
         is_ours.then(|| read(&mut locked))
+    }
+
+    /// Keeps the slot this client's for as long as the guard lives; `None` if
+    /// the client was removed.
+    pub(crate) fn held(&self) -> Option<Hold> {
+        self.slot.hold();
+        let hold = Hold(self.slot);
+        self.is_active().then_some(hold)
+    }
+
+    /// Makes an allocation that exists the client's: it is charged to this
+    /// client and refunded to the one that had it. For what a request built
+    /// and a cache keeps.
+    ///
+    /// Only the value's own block moves: for a `Vec<String>`, adopt the strings
+    /// one by one. Where no [`TieredAllocator`](crate::TieredAllocator) is
+    /// installed nothing is charged, and nothing happens.
+    ///
+    /// ```
+    /// # use tiered_allocator::{Memory, SubscriptionTier, TieredAllocator};
+    /// # #[global_allocator]
+    /// # static HEAP: TieredAllocator = TieredAllocator::system();
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let memory = Memory::new(1 << 30);
+    /// let request = memory.register("acme", SubscriptionTier::Basic)?;
+    /// let cache = memory.register("cache", SubscriptionTier::Enterprise)?;
+    /// let mut page = request.run(|| vec![0_u8; 10_000])?;
+    /// cache.adopt(&mut page)?;
+    /// assert_eq!(request.usage().live_bytes, 0);
+    /// assert_eq!(cache.usage().live_bytes, 10_000);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// This client may not have so much, or was removed; nothing is changed.
+    pub fn adopt<T: HeapBlock + ?Sized>(&self, value: &mut T) -> Result<(), QuotaExceeded> {
+        let Some((block, layout)) = value.heap_block() else {
+            return Ok(());
+        };
+        let refused = |refusal| quota_exceeded(self.slot, refusal);
+        let Some(_hold) = self.held() else {
+            return Err(refused(Refusal {
+                node: BudgetNode::Removed,
+                requested: layout.size() as u64,
+                charged: 0,
+                limit: 0,
+            }));
+        };
+        // SAFETY: `HeapBlock` promises a live block of the global allocator
+        // with its layout, and the exclusive borrow keeps everybody else from
+        // it meanwhile.
+        unsafe { change_owner(block, layout, self.slot) }.map_err(refused)
     }
 
     /// Charges what the calling thread allocates to this client, until the
@@ -289,6 +342,12 @@ impl Client {
         .unwrap_or(Err(RegisterError::Removed))
     }
 
+    pub(crate) fn shares_tree_with(&self, tree: &Arc<Tree>) -> bool {
+        self.locked(|locked| locked.share_tree())
+            .flatten()
+            .is_some_and(|own| Arc::ptr_eq(&own, tree))
+    }
+
     pub(crate) fn retire(&self) -> bool {
         retire::retire(self.slot, self.generation)
     }
@@ -311,6 +370,15 @@ impl Client {
     /// Gives the client another name, under the lock of its memory's names.
     pub(crate) fn rename(&self, name: Arc<str>) -> Option<Arc<str>> {
         self.locked(|locked| locked.set_name(Some(name))).flatten()
+    }
+}
+
+/// See [`Client::held`].
+pub(crate) struct Hold(&'static Slot);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.release();
     }
 }
 

@@ -98,6 +98,20 @@ pub(crate) fn grow_cold(slot: &'static Slot, size: u64) -> bool {
     admit(slot, account, size, Asks::Growth).is_ok()
 }
 
+/// Charges a block that exists to a client that has not had it, whoever is
+/// current.
+pub(crate) fn charge_for(slot: &'static Slot, size: u64) -> Result<(), Refusal> {
+    let account = thread::account_for(slot);
+    if let Some(account) = account {
+        if account.charge(size) {
+            return Ok(());
+        }
+        account.withdraw(size);
+    }
+    let _cold = Cold::enter(thread::own_table());
+    admit(slot, account, size, Asks::Block)
+}
+
 /// Charges `size` bytes of a page-mapped block straight to the client's
 /// totals: blocks come and go on any thread and live long.
 pub(crate) fn charge_block(slot: &'static Slot, size: u64) -> Result<(), Refusal> {
@@ -126,6 +140,19 @@ pub(crate) fn refund_block(slot: &'static Slot, size: u64, blocks: u64) {
     slot.settle(Totals {
         net: -(size as i64),
         frees: blocks,
+        ..Totals::default()
+    });
+}
+
+/// Counts a block that is not charged at the moment for its new owner.
+pub(crate) fn pass_block(from: &'static Slot, to: &'static Slot) {
+    let _cold = Cold::enter(thread::attached());
+    from.settle(Totals {
+        frees: 1,
+        ..Totals::default()
+    });
+    to.settle(Totals {
+        allocs: 1,
         ..Totals::default()
     });
 }

@@ -13,7 +13,7 @@
 //! the count under it. So a pinned block is never touched, and a block that is
 //! being reclaimed is pinned only afterwards.
 
-use super::error::PinError;
+use super::error::{PinError, TransferError};
 use super::pages::Pages;
 use super::pin::{Pin, PinMut};
 use super::shared::Shared;
@@ -21,6 +21,7 @@ use super::spill::Extent;
 use crate::client::{Client, quota_exceeded};
 use crate::ledger::grant;
 use crate::registry::ReclaimPolicy;
+use crate::registry::slot::Slot;
 use core::fmt;
 use core::marker::PhantomData;
 use core::ptr::NonNull;
@@ -52,9 +53,10 @@ pub(crate) enum Reclaimed {
 pub(crate) struct BlockState {
     pages: Pages,
     len: usize,
-    client: Client,
     shared: Arc<Shared>,
     place: Mutex<Place>,
+    /// Changed under the lock of `place` only.
+    owner: Mutex<Client>,
     pins: AtomicU32,
     /// The memory's clock at the end of the last pin, in nanoseconds.
     idle_since: AtomicU64,
@@ -75,9 +77,9 @@ impl BlockState {
         Some(Arc::new(BlockState {
             pages,
             len,
-            client,
             shared,
             place: Mutex::new(Place::Resident),
+            owner: Mutex::new(client),
             pins: AtomicU32::new(0),
             idle_since: AtomicU64::new(now.as_nanos() as u64),
             resident_bytes: AtomicU64::new(0),
@@ -88,8 +90,13 @@ impl BlockState {
         self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn client(&self) -> &Client {
-        &self.client
+    pub(super) fn client(&self) -> Client {
+        let owner = self.owner.lock().unwrap_or_else(PoisonError::into_inner);
+        owner.clone()
+    }
+
+    fn slot(&self) -> &'static Slot {
+        self.client().slot()
     }
 
     pub(super) fn pages(&self) -> &Pages {
@@ -112,12 +119,12 @@ impl BlockState {
 
     /// The index of the owner's slot.
     pub(crate) fn owner_index(&self) -> u32 {
-        self.client.slot().index()
+        self.slot().index()
     }
 
     /// The place of the owner's tier in the tree.
     pub(crate) fn owner_tier(&self) -> usize {
-        self.client.slot().tier()
+        self.slot().tier()
     }
 
     /// Whether a reclaim could help at all.
@@ -160,7 +167,7 @@ impl BlockState {
                 if let Err(error) = self.shared.spill().read(extent, bytes) {
                     // SAFETY: as above.
                     unsafe { self.pages.discard() };
-                    grant::refund_block(self.client.slot(), self.len as u64, 0);
+                    grant::refund_block(self.slot(), self.len as u64, 0);
                     return Err(error.into());
                 }
                 self.shared.spill().free(extent);
@@ -173,8 +180,8 @@ impl BlockState {
     }
 
     fn charge(&self) -> Result<(), PinError> {
-        grant::restore_block(self.client.slot(), self.len as u64)
-            .map_err(|refusal| quota_exceeded(self.client.slot(), refusal).into())
+        grant::restore_block(self.slot(), self.len as u64)
+            .map_err(|refusal| quota_exceeded(self.slot(), refusal).into())
     }
 
     pub(super) fn unpin(&self) {
@@ -182,6 +189,29 @@ impl BlockState {
         self.idle_since.store(now, Ordering::Relaxed);
         // Release: the reclaimer, which loads with Acquire, sees all writes.
         self.pins.fetch_sub(1, Ordering::Release);
+    }
+
+    /// Charges the block to another client of the same memory.
+    fn change_owner(&self, client: &Client) -> Result<(), TransferError> {
+        let place = self.place();
+        let old = self.client();
+        let hold = client.held().ok_or(TransferError::Removed)?;
+        if !client.shares_tree_with(&self.shared.tree) {
+            return Err(TransferError::OtherMemory);
+        }
+        if matches!(*place, Place::Resident) {
+            let bytes = self.len as u64;
+            grant::charge_block(client.slot(), bytes)
+                .map_err(|refusal| quota_exceeded(client.slot(), refusal))?;
+            grant::refund_block(old.slot(), bytes, 1);
+        } else {
+            grant::pass_block(old.slot(), client.slot());
+        }
+        // The block's hold on the slot moves along.
+        core::mem::forget(hold);
+        *self.owner.lock().unwrap_or_else(PoisonError::into_inner) = client.clone();
+        old.slot().release();
+        Ok(())
     }
 
     fn renew(&self) -> Result<(), PinError> {
@@ -227,7 +257,7 @@ impl BlockState {
         };
         // SAFETY: as above; the next pin reads the bytes back first, or fails.
         unsafe { self.pages.discard() };
-        grant::refund_block(self.client.slot(), self.len as u64, 0);
+        grant::refund_block(self.slot(), self.len as u64, 0);
         self.resident_bytes.store(0, Ordering::Relaxed);
         done
     }
@@ -243,9 +273,9 @@ impl BlockState {
             }
             Place::Discarded => 0,
         };
-        grant::refund_block(self.client.slot(), charged, 1);
+        grant::refund_block(self.slot(), charged, 1);
         self.shared.forget(self);
-        self.client.slot().release();
+        self.slot().release();
     }
 }
 
@@ -306,8 +336,19 @@ impl MemoryBlock {
     }
 
     /// The client that the block is charged to.
-    pub fn client(&self) -> &Client {
+    pub fn client(&self) -> Client {
         self.state.client()
+    }
+
+    /// Charges the block to another client of the same memory, and refunds the
+    /// one that had it. A block that is spilled or discarded moves without a
+    /// charge.
+    ///
+    /// # Errors
+    /// That client may not have so much, was removed, or is another memory's.
+    /// Nothing is changed then.
+    pub fn charge_to(&mut self, client: &Client) -> Result<(), TransferError> {
+        self.state.change_owner(client)
     }
 
     /// Access to read. While the pin lives, the bytes stay where they are.
@@ -344,7 +385,7 @@ impl MemoryBlock {
     }
 
     pub(super) fn belongs_to(&self, client: &Client) -> bool {
-        self.state.client() == client
+        self.state.client() == *client
     }
 }
 
@@ -358,7 +399,7 @@ impl fmt::Debug for MemoryBlock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MemoryBlock")
             .field("len", &self.len())
-            .field("client", self.client())
+            .field("client", &self.client())
             .finish_non_exhaustive()
     }
 }

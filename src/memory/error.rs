@@ -61,6 +61,21 @@ pub enum DeallocateReason {
     WrongClient(#[from] WrongClient),
 }
 
+/// The block was not given to another client. It is as it was.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TransferError {
+    /// That client may not have so much.
+    #[error(transparent)]
+    QuotaExceeded(#[from] QuotaExceeded),
+    /// That client was removed.
+    #[error("the client was removed from its memory")]
+    Removed,
+    /// That client belongs to another memory.
+    #[error("the client belongs to another memory than the block")]
+    OtherMemory,
+}
+
 /// The block's bytes are not at hand. The block itself is as it was.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

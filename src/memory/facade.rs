@@ -272,6 +272,7 @@ impl Memory {
         if size == 0 {
             return Err(AllocateError::ZeroSize);
         }
+        let _hold = client.held().ok_or_else(|| unknown(name))?;
         grant::charge_block(client.slot(), size as u64)
             .map_err(|refusal| quota_exceeded(client.slot(), refusal))?;
         let shared = Arc::clone(&self.shared);

@@ -19,7 +19,9 @@ mod spill;
 pub use block::MemoryBlock;
 pub(crate) use block::{BlockState, Reclaimed};
 pub use builder::MemoryBuilder;
-pub use error::{AllocateError, DeallocateError, DeallocateReason, PinError, WrongClient};
+pub use error::{
+    AllocateError, DeallocateError, DeallocateReason, PinError, TransferError, WrongClient,
+};
 pub use facade::{Memory, MemoryUsage, Registration};
 pub use pin::{Pin, PinMut};
 pub(crate) use shared::Shared;

@@ -17,7 +17,9 @@
 //! allowed more or `max` was lowered.
 //!
 //! # Orderings
-//! The lock orders everything written under it. `sequence` is a seqlock: odd
+//! `holds` against `state` is Dekker's pattern: a holder adds itself, fences,
+//! looks at `state`; whoever closes has stored `state` before, fences, looks
+//! at `holds`. One sees the other. The lock orders everything written under it. `sequence` is a seqlock: odd
 //! is stored before a release fence, even with `Release`; a reader loads it
 //! with `Acquire`, reads, and checks it after an acquire fence. All figures
 //! are atomics, so a torn set of figures is possible and detected, a torn
@@ -208,8 +210,11 @@ impl Slot {
         }
     }
 
+    /// Keeps the slot from being closed. Whoever finds the client active after
+    /// this (see the fences here and in [`Locked::is_held`]) can rely on it.
     pub(crate) fn hold(&self) {
         self.holds.fetch_add(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
     }
 
     /// `Release`, so that whoever sees the hold gone sees what was done under it.
@@ -562,6 +567,7 @@ impl Locked {
     /// Whether blocks or scopes outside the threads' accounts still need the
     /// slot.
     pub(crate) fn is_held(&self) -> bool {
+        fence(Ordering::SeqCst);
         self.slot.holds.load(Ordering::Acquire) != 0
     }
 
