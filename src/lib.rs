@@ -1,5 +1,6 @@
 //! placeholder
 #![warn(missing_debug_implementations)]
+#![cfg_attr(feature = "unwind", feature(alloc_error_hook))]
 mod allocator;
 mod client;
 pub mod clock;
@@ -12,6 +13,7 @@ mod registry;
 mod sync;
 mod sys;
 mod telemetry;
+mod unwind;
 pub use allocator::TieredAllocator;
 pub use client::{
     AttributedTo, Client, ClientId, ClientUsage, InClient, InClientExt, OverQuota, QuotaExceeded,

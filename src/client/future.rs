@@ -7,6 +7,7 @@
 
 use super::error::QuotaExceeded;
 use super::handle::Client;
+use crate::unwind;
 use core::future::Future;
 use core::pin::Pin;
 use core::task::{Context, Poll};
@@ -89,14 +90,22 @@ impl<F> InClient<F> {
 
 impl<F: Future> InClient<F> {
     /// One poll in the scope; the inner future must not have returned yet.
-    fn poll_in_scope(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+    /// The error: a refused allocation unwound it.
+    fn poll_in_scope(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        catch: impl FnOnce(
+            &Client,
+            &mut dyn FnMut() -> Poll<F::Output>,
+        ) -> Result<Poll<F::Output>, QuotaExceeded>,
+    ) -> Result<Poll<F::Output>, QuotaExceeded> {
         let (client, mut inner) = self.project();
         let _scope = client.enter();
-        let polled = match inner.as_mut().as_pin_mut() {
+        let polled = catch(client, &mut || match inner.as_mut().as_pin_mut() {
             Some(future) => future.poll(context),
             None => panic!("polled again after it had returned"),
-        };
-        if polled.is_ready() {
+        });
+        if !matches!(polled, Ok(Poll::Pending)) {
             inner.set(None);
         }
         polled
@@ -111,9 +120,11 @@ impl<F: Future> Future for InClient<F> {
             self.end();
             return Poll::Ready(Err(quota));
         }
-        match self.as_mut().poll_in_scope(context) {
-            Poll::Ready(output) => Poll::Ready(Ok(output)),
-            Poll::Pending => match self.client.checkpoint() {
+        let catch = |client: &Client, poll: &mut dyn FnMut() -> _| unwind::catch(client, poll);
+        match self.as_mut().poll_in_scope(context, catch) {
+            Err(quota) => Poll::Ready(Err(quota)),
+            Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),
+            Ok(Poll::Pending) => match self.client.checkpoint() {
                 Ok(()) => Poll::Pending,
                 // What it holds is needed now, not when it is next woken.
                 Err(quota) => {
@@ -131,7 +142,10 @@ impl<F: Future> Future for AttributedTo<F> {
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
         // SAFETY: the only field is pinned whenever `self` is; nothing moves it.
         let inner = unsafe { self.map_unchecked_mut(|this| &mut this.0) };
-        inner.poll_in_scope(context)
+        match inner.poll_in_scope(context, |_, poll| Ok(poll())) {
+            Ok(polled) => polled,
+            Err(_) => unreachable!("nothing was caught"),
+        }
     }
 }
 

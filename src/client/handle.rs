@@ -12,6 +12,7 @@ use crate::registry::events::EventKind;
 use crate::registry::policies::{ClientOptions, override_mask};
 use crate::registry::slot::{Limits, Locked, Slot, State};
 use crate::registry::{Enforcement, Tier};
+use crate::unwind;
 use core::fmt;
 use std::io;
 use std::sync::Arc;
@@ -220,13 +221,26 @@ impl Client {
 
     /// Runs `work` in a scope of this client. The end is a safe point.
     ///
+    /// With the feature `unwind` a refused allocation in `work` that cannot
+    /// fail unwinds to here, as a panic would. What `work` was changing is left
+    /// as it was at that moment, which is what `AssertUnwindSafe` is about.
+    ///
     /// # Errors
     /// [`OverQuota`], with what the work returned, if the client is over its
-    /// quota when the work ends.
+    /// quota when the work ends; without it, if the work was unwound.
     pub fn run<R>(&self, work: impl FnOnce() -> R) -> Result<R, OverQuota<R>> {
         let scope = self.enter();
-        let output = work();
+        let caught = unwind::catch(self, work);
         drop(scope);
+        let output = match caught {
+            Ok(output) => output,
+            Err(quota) => {
+                return Err(OverQuota {
+                    quota,
+                    output: None,
+                });
+            }
+        };
         match self.checkpoint() {
             Ok(()) => Ok(output),
             Err(quota) => Err(OverQuota {

@@ -15,6 +15,7 @@ use crate::registry::events::EventKind;
 use crate::registry::slot::{Locked, NO_GENERATION, Slot, State, Totals};
 use crate::registry::{Enforcement, REGISTRY};
 use crate::sys;
+use crate::unwind;
 
 /// How often a charge goes back to take credit from others before it accepts
 /// a refusal by a tier or a memory.
@@ -65,7 +66,10 @@ pub(crate) fn charge_cold(size: u64) -> Option<Tag> {
             charge_unattributed(size);
             Some(thread::UNATTRIBUTED)
         }
-        Err(_) => None,
+        Err(refusal) => {
+            unwind::note_refusal(slot, refusal);
+            None
+        }
     }
 }
 
@@ -95,7 +99,13 @@ pub(crate) fn grow_cold(slot: &'static Slot, size: u64) -> bool {
         return true;
     }
     let _cold = Cold::enter(thread::own_table());
-    admit(slot, account, size, Asks::Growth).is_ok()
+    match admit(slot, account, size, Asks::Growth) {
+        Ok(()) => true,
+        Err(refusal) => {
+            unwind::note_refusal(slot, refusal);
+            false
+        }
+    }
 }
 
 /// Charges a block that exists to a client that has not had it, whoever is
@@ -224,6 +234,10 @@ fn beyond(
     refusal: Refusal,
 ) -> Result<(), Refusal> {
     match locked.slot().limits().enforcement {
+        // A refusal would end a thread that is unwinding, and the process.
+        Enforcement::Strict if unwind::must_not_refuse() => {
+            try_admit(locked, account, size, asks, Reach::Observed)
+        }
         Enforcement::Strict => Err(locked.refuse(refusal)),
         Enforcement::Graceful => {
             let entered = locked.slot().overdrawn() == 0;
@@ -344,6 +358,7 @@ pub(crate) fn refund_elsewhere(slot: &'static Slot, size: u64, blocks: u64) {
 #[cold]
 #[inline(never)]
 pub(crate) fn undo(tag: Tag, size: u64, blocks: u64) {
+    unwind::forget_refusal();
     let Some(slot) = tag.index().and_then(|index| REGISTRY.slot(index)) else {
         return;
     };

@@ -158,6 +158,7 @@ impl MemoryBuilder {
             let (place, aggregate) = tree.policies.define(tier, *policy)?;
             tree.tiers[place].set_limit(aggregate);
         }
+        crate::unwind::install();
         let spill = SpillArea::new(self.spill_dir, self.spill_limit_bytes);
         let shared = Arc::new(Shared::new(self.total_bytes, tree, spill, self.clock));
         let reclaimer = Reclaimer::start(Arc::clone(&shared), self.intervals, self.background);
