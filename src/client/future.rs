@@ -6,7 +6,7 @@
 //! charged to its client all the same.
 
 use super::error::QuotaExceeded;
-use super::handle::Client;
+use super::handle::{Client, SafePoint};
 use crate::unwind;
 use core::future::Future;
 use core::pin::Pin;
@@ -16,7 +16,9 @@ use core::task::{Context, Poll};
 pub trait InClientExt: Future + Sized {
     /// Charges what the future allocates to `client`, and ends it when the
     /// client is over its quota: before or after a poll the inner future is
-    /// then dropped at once, and the result is the error.
+    /// then dropped at once, and the result is the error. Above the client's
+    /// soft limit the future yields to the reclaimer now and then, instead of
+    /// blocking the thread that polls it.
     ///
     /// ```
     /// # use tiered_allocator::{InClientExt, Memory, SubscriptionTier};
@@ -38,6 +40,7 @@ pub trait InClientExt: Future + Sized {
     fn in_client(self, client: &Client) -> InClient<Self> {
         InClient {
             client: client.clone(),
+            yielded: false,
             inner: Some(self),
         }
     }
@@ -55,6 +58,8 @@ impl<F: Future> InClientExt for F {}
 #[must_use = "futures do nothing unless polled"]
 pub struct InClient<F> {
     client: Client,
+    /// The last poll only gave way to the reclaimer.
+    yielded: bool,
     /// `None` once it has returned or was ended.
     inner: Option<F>,
 }
@@ -76,6 +81,15 @@ impl<F> InClient<F> {
             let this = self.get_unchecked_mut();
             (&this.client, Pin::new_unchecked(&mut this.inner))
         }
+    }
+
+    /// Whether this poll gives way to the reclaimer: every second one does,
+    /// so that a worker thread never blocks and the future never starves.
+    fn gives_way(self: Pin<&mut Self>) -> bool {
+        // SAFETY: `yielded` is not pinned; nothing else is touched.
+        let this = unsafe { self.get_unchecked_mut() };
+        this.yielded = !this.yielded;
+        this.yielded
     }
 
     /// Drops the inner future in the scope of its client.
@@ -116,21 +130,31 @@ impl<F: Future> Future for InClient<F> {
     type Output = Result<F::Output, QuotaExceeded>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        if let Err(quota) = self.client.checkpoint() {
-            self.end();
-            return Poll::Ready(Err(quota));
+        match self.client.safe_point() {
+            SafePoint::Go => {}
+            SafePoint::Stop(quota) => {
+                self.end();
+                return Poll::Ready(Err(quota));
+            }
+            SafePoint::Pause(_) => {
+                if self.as_mut().gives_way() {
+                    self.client.press();
+                    context.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+            }
         }
         let catch = |client: &Client, poll: &mut dyn FnMut() -> _| unwind::catch(client, poll);
         match self.as_mut().poll_in_scope(context, catch) {
             Err(quota) => Poll::Ready(Err(quota)),
             Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),
-            Ok(Poll::Pending) => match self.client.checkpoint() {
-                Ok(()) => Poll::Pending,
+            Ok(Poll::Pending) => match self.client.safe_point() {
                 // What it holds is needed now, not when it is next woken.
-                Err(quota) => {
+                SafePoint::Stop(quota) => {
                     self.end();
                     Poll::Ready(Err(quota))
                 }
+                SafePoint::Go | SafePoint::Pause(_) => Poll::Pending,
             },
         }
     }

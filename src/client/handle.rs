@@ -11,9 +11,10 @@ use crate::registry::budget::{BudgetNode, Refusal, Tree};
 use crate::registry::events::EventKind;
 use crate::registry::policies::{ClientOptions, override_mask};
 use crate::registry::slot::{Limits, Locked, Slot, State};
-use crate::registry::{Enforcement, Tier};
+use crate::registry::{Enforcement, ReclaimPolicy, Tier, overage};
 use crate::unwind;
 use core::fmt;
+use core::time::Duration;
 use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -263,21 +264,75 @@ impl Client {
         std::thread::Builder::new().spawn(move || client.run(work))
     }
 
-    /// A safe point: code that runs for a graceful client calls it where it
-    /// can stop. One load while the client is within its quota.
+    /// A safe point: code that runs for a client calls it where it can stop.
+    /// Three loads while the client is below its soft limit.
+    ///
+    /// Above the soft limit it waits a little, at most 100 ms, while the
+    /// reclaimer takes idle blocks of the client: the longer the closer the
+    /// client is to its `max`, and not at all if there is nothing to take or
+    /// no reclaimer thread.
     ///
     /// # Errors
     /// The client is over its quota: stop, and free what can be freed.
     #[inline]
     pub fn checkpoint(&self) -> Result<(), QuotaExceeded> {
-        if self.slot.overdrawn() == 0 {
-            return Ok(());
+        match self.safe_point() {
+            SafePoint::Go => Ok(()),
+            SafePoint::Stop(quota) => Err(quota),
+            SafePoint::Pause(pause) => {
+                if let Ok(tree) = self.tree() {
+                    tree.bell.press_and_wait(pause);
+                }
+                Ok(())
+            }
         }
-        self.checkpoint_cold()
+    }
+
+    /// What the client is to do at a safe point, without doing it.
+    #[inline]
+    pub(crate) fn safe_point(&self) -> SafePoint {
+        if !self.slot.needs_attention() || self.slot.generation() != self.generation {
+            return SafePoint::Go;
+        }
+        self.safe_point_cold()
     }
 
     #[cold]
-    fn checkpoint_cold(&self) -> Result<(), QuotaExceeded> {
+    fn safe_point_cold(&self) -> SafePoint {
+        if self.slot.overdrawn() > 0
+            && let Err(quota) = self.over_quota()
+        {
+            return SafePoint::Stop(quota);
+        }
+        let limits = self.slot.limits();
+        let idle = self.slot.idle_block_bytes();
+        match overage::pause(self.slot.charged(), limits.soft, limits.max, idle) {
+            Duration::ZERO => SafePoint::Go,
+            pause if self.may_be_relieved() => SafePoint::Pause(pause),
+            _ => SafePoint::Go,
+        }
+    }
+
+    /// Whether somebody could take this client's idle blocks.
+    fn may_be_relieved(&self) -> bool {
+        let Ok(tree) = self.tree() else {
+            return false;
+        };
+        let keeps = tree
+            .policies
+            .at(self.slot.tier())
+            .is_none_or(|tier| tier.policy.reclaim == ReclaimPolicy::Keep);
+        tree.bell.is_staffed() && !keeps
+    }
+
+    /// Asks for relief without waiting for it.
+    pub(crate) fn press(&self) {
+        if let Ok(tree) = self.tree() {
+            tree.bell.press();
+        }
+    }
+
+    fn over_quota(&self) -> Result<(), QuotaExceeded> {
         let figures = self.locked(|locked| {
             grant::collect(locked);
             (self.slot.overdrawn() > 0).then(|| {
@@ -385,6 +440,16 @@ impl Client {
     pub(crate) fn rename(&self, name: Arc<str>) -> Option<Arc<str>> {
         self.locked(|locked| locked.set_name(Some(name))).flatten()
     }
+}
+
+/// What a client is to do at a safe point.
+#[derive(Debug)]
+pub(crate) enum SafePoint {
+    Go,
+    /// Above its soft limit: give the reclaimer a moment.
+    Pause(Duration),
+    /// Over its quota.
+    Stop(QuotaExceeded),
 }
 
 /// See [`Client::held`].

@@ -74,7 +74,7 @@ impl BlockState {
         let pages = Pages::allocate(len)?;
         client.slot().hold();
         let now = shared.now();
-        Some(Arc::new(BlockState {
+        let state = BlockState {
             pages,
             len,
             shared,
@@ -83,7 +83,9 @@ impl BlockState {
             pins: AtomicU32::new(0),
             idle_since: AtomicU64::new(now.as_nanos() as u64),
             resident_bytes: AtomicU64::new(0),
-        }))
+        };
+        state.count_idle(1);
+        Some(Arc::new(state))
     }
 
     fn place(&self) -> MutexGuard<'_, Place> {
@@ -125,6 +127,12 @@ impl BlockState {
     /// The place of the owner's tier in the tree.
     pub(crate) fn owner_tier(&self) -> usize {
         self.slot().tier()
+    }
+
+    /// Whether the owner is above its soft limit, so that its idle blocks need
+    /// not wait for their time.
+    pub(crate) fn owner_is_pressed(&self) -> bool {
+        self.slot().needs_attention()
     }
 
     /// Whether a reclaim could help at all.
@@ -172,11 +180,21 @@ impl BlockState {
                 }
                 self.shared.spill().free(extent);
                 self.shared.count_restored(self.len as u64);
+                self.count_idle(1);
                 *place = Place::Resident;
             }
         }
-        self.pins.fetch_add(1, Ordering::Relaxed);
+        if self.pins.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.count_idle(-1);
+        }
         Ok(())
+    }
+
+    /// Adds the block to, or takes it from, what its owner could give back.
+    fn count_idle(&self, sign: i64) {
+        if self.pages.can_be_reclaimed() {
+            self.slot().add_idle_block_bytes(sign * self.len as i64);
+        }
     }
 
     fn charge(&self) -> Result<(), PinError> {
@@ -188,7 +206,9 @@ impl BlockState {
         let now = self.shared.now().as_nanos() as u64;
         self.idle_since.store(now, Ordering::Relaxed);
         // Release: the reclaimer, which loads with Acquire, sees all writes.
-        self.pins.fetch_sub(1, Ordering::Release);
+        if self.pins.fetch_sub(1, Ordering::Release) == 1 {
+            self.count_idle(1);
+        }
     }
 
     /// Charges the block to another client of the same memory.
@@ -207,9 +227,16 @@ impl BlockState {
         } else {
             grant::pass_block(old.slot(), client.slot());
         }
+        let idle = matches!(*place, Place::Resident) && self.pins.load(Ordering::Acquire) == 0;
+        if idle {
+            self.count_idle(-1);
+        }
         // The block's hold on the slot moves along.
         core::mem::forget(hold);
         *self.owner.lock().unwrap_or_else(PoisonError::into_inner) = client.clone();
+        if idle {
+            self.count_idle(1);
+        }
         old.slot().release();
         Ok(())
     }
@@ -218,6 +245,7 @@ impl BlockState {
         let mut place = self.place();
         if matches!(*place, Place::Discarded) {
             self.charge()?;
+            self.count_idle(1);
             *place = Place::Resident;
         }
         Ok(())
@@ -257,6 +285,7 @@ impl BlockState {
         };
         // SAFETY: as above; the next pin reads the bytes back first, or fails.
         unsafe { self.pages.discard() };
+        self.count_idle(-1);
         grant::refund_block(self.slot(), self.len as u64, 0);
         self.resident_bytes.store(0, Ordering::Relaxed);
         done
@@ -266,7 +295,13 @@ impl BlockState {
     fn end(&self) {
         let place = core::mem::replace(&mut *self.place(), Place::Discarded);
         let charged = match place {
-            Place::Resident => self.len as u64,
+            Place::Resident => {
+                // A pin that was leaked has taken it off already.
+                if self.pins.load(Ordering::Acquire) == 0 {
+                    self.count_idle(-1);
+                }
+                self.len as u64
+            }
             Place::Spilled(extent) => {
                 self.shared.spill().free(&extent);
                 0

@@ -5,11 +5,12 @@
 use super::ladder::{Candidate, victims};
 use crate::client::untracked;
 use crate::memory::{BlockState, Reclaimed, Shared};
+use crate::registry::bell::Call;
 use crate::sys;
 use core::fmt;
 use core::time::Duration;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 /// How often what is done.
@@ -51,21 +52,19 @@ struct Done {
     sample: Duration,
 }
 
-/// What the thread and its memory tell each other.
-#[derive(Debug, Default)]
-struct Orders {
-    stop: bool,
-    /// Ticks asked for, and ticks done.
-    asked: u64,
-    done: u64,
+/// Which idle blocks a pass takes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Urgency {
+    /// Those whose tier's idle time is over.
+    Due,
+    /// Those of clients above their soft limit, until they are below.
+    Relief,
 }
 
 struct Desk {
     shared: Arc<Shared>,
     intervals: Intervals,
     last: Mutex<Done>,
-    orders: Mutex<Orders>,
-    changed: Condvar,
 }
 
 /// A memory's reclaimer, with or without a thread.
@@ -90,8 +89,6 @@ impl Reclaimer {
                 reclaim: now,
                 sample: now,
             }),
-            orders: Mutex::default(),
-            changed: Condvar::new(),
         });
         let thread = background
             .then(|| {
@@ -102,6 +99,7 @@ impl Reclaimer {
                     .ok()
             })
             .flatten();
+        desk.shared.tree.bell.staff(thread.is_some());
         Reclaimer {
             desk,
             thread: Mutex::new(thread),
@@ -124,24 +122,17 @@ impl Reclaimer {
             .is_some_and(|thread| thread.thread().id() == std::thread::current().id());
         if !self.has_thread() || own_thread {
             self.desk.work();
+            if self.desk.shared.tree.bell.take_pressed() {
+                untracked(|| self.desk.reclaim(Urgency::Relief));
+            }
             return;
         }
-        let mut orders = lock(&self.desk.orders);
-        orders.asked += 1;
-        let mine = orders.asked;
-        self.desk.changed.notify_all();
-        while orders.done < mine && !orders.stop {
-            orders = self
-                .desk
-                .changed
-                .wait(orders)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
+        self.desk.shared.tree.bell.ask_and_wait();
     }
 
     /// One pass over the idle blocks on the calling thread.
     pub(crate) fn reclaim_now(&self) -> ReclaimReport {
-        untracked(|| self.desk.reclaim())
+        untracked(|| self.desk.reclaim(Urgency::Due))
     }
 
     /// Stops the thread and waits for its end, unless this is it.
@@ -155,8 +146,7 @@ impl Reclaimer {
             core::mem::forget(thread);
             return;
         }
-        lock(&self.desk.orders).stop = true;
-        self.desk.changed.notify_all();
+        self.desk.shared.tree.bell.stop();
         if thread.thread().id() != std::thread::current().id() {
             // A panic in the thread was reported when it happened.
             let _ = thread.join();
@@ -176,24 +166,13 @@ impl fmt::Debug for Reclaimer {
 impl Desk {
     /// The thread's whole life.
     fn serve(&self) {
-        loop {
-            let asked = {
-                let mut orders = lock(&self.orders);
-                if !orders.stop && orders.asked == orders.done {
-                    orders = self
-                        .changed
-                        .wait_timeout(orders, self.time_to_next())
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .0;
-                }
-                if orders.stop {
-                    return;
-                }
-                orders.asked
-            };
+        let bell = &self.shared.tree.bell;
+        while let Call::Work { asked, pressed } = bell.listen(self.time_to_next()) {
             self.work();
-            lock(&self.orders).done = asked;
-            self.changed.notify_all();
+            if pressed {
+                untracked(|| self.reclaim(Urgency::Relief));
+            }
+            bell.answered(asked, pressed);
         }
     }
 
@@ -222,7 +201,7 @@ impl Desk {
         };
         untracked(|| {
             if due.1 {
-                self.reclaim();
+                self.reclaim(Urgency::Due);
             }
             if due.0 {
                 self.sample();
@@ -237,32 +216,37 @@ impl Desk {
         self.shared.sweep_all();
     }
 
-    fn reclaim(&self) -> ReclaimReport {
+    fn reclaim(&self, urgency: Urgency) -> ReclaimReport {
         let now = self.shared.now();
         let policies = self.shared.tree.policies.all();
         let blocks: Vec<Arc<BlockState>> = self.shared.blocks();
-        let idle: Vec<(&Arc<BlockState>, &crate::registry::TierPolicy)> = blocks
-            .iter()
-            .filter(|block| block.is_idle())
-            .filter_map(|block| {
-                let tier = policies.get(block.owner_tier())?;
-                Some((block, &tier.policy))
-            })
-            .collect();
-        let candidates: Vec<Candidate> = idle
-            .iter()
-            .map(|(block, policy)| Candidate {
-                precedence: policy.precedence,
+        let mut idle = Vec::new();
+        let mut candidates = Vec::new();
+        for block in blocks.iter().filter(|block| block.is_idle()) {
+            let Some(tier) = policies.get(block.owner_tier()) else {
+                continue;
+            };
+            let idle_after = match urgency {
+                Urgency::Due => tier.policy.idle_after,
+                Urgency::Relief if block.owner_is_pressed() => Duration::ZERO,
+                Urgency::Relief => continue,
+            };
+            idle.push((block, tier.policy.reclaim, idle_after));
+            candidates.push(Candidate {
+                precedence: tier.policy.precedence,
                 idle_for: block.idle_for(now),
-                idle_after: policy.idle_after,
+                idle_after,
                 bytes: block.len() as u64,
-            })
-            .collect();
+            });
+        }
         let mut report = ReclaimReport::default();
         for at in victims(&candidates) {
-            let (block, policy) = idle[at];
+            let (block, policy, idle_after) = idle[at];
+            if urgency == Urgency::Relief && !block.owner_is_pressed() {
+                continue;
+            }
             let bytes = block.len() as u64;
-            match block.reclaim(now, policy.idle_after, policy.reclaim) {
+            match block.reclaim(now, idle_after, policy) {
                 Reclaimed::Spilled => {
                     report.spilled_blocks += 1;
                     report.spilled_bytes += bytes;

@@ -16,6 +16,7 @@
 //! modification order alone decides who got the last bytes. The words publish
 //! no other memory.
 
+use super::bell::Bell;
 use super::events::Events;
 use super::policies::Policies;
 use crate::sync::{AtomicU64, Lock, Ordering};
@@ -162,6 +163,8 @@ pub(crate) struct Tree {
     pub(crate) policies: Policies,
     /// What was refused, lent and taken back.
     pub(crate) events: Events,
+    /// Between the clients and the reclaimer.
+    pub(crate) bell: Bell,
 }
 
 impl Tree {
@@ -169,6 +172,7 @@ impl Tree {
         Tree {
             policies: Policies::new(usable, headroom),
             events: Events::new(),
+            bell: Bell::default(),
             root: Node::new(usable),
             headroom: Node::new(headroom),
             tiers: [const { Node::new(UNLIMITED) }; MAX_TIERS],

@@ -4,8 +4,10 @@
 //! what the process keeps of one client, [`table`] the process-wide array of
 //! slots with its free list, [`policies`] turns tiers and overrides into bytes. Nothing here knows of threads, blocks or clocks.
 
+pub(crate) mod bell;
 pub(crate) mod budget;
 pub(crate) mod events;
+pub(crate) mod overage;
 pub(crate) mod policies;
 pub(crate) mod slot;
 mod table;

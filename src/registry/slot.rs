@@ -89,6 +89,9 @@ pub(crate) struct Slot {
     settled_frees: AtomicU64,
 
     block_bytes: AtomicU64,
+    /// Bytes in blocks that nobody has pinned. Pins come and go without the
+    /// lock, so this may be below zero for a moment.
+    idle_block_bytes: AtomicI64,
     refusals: AtomicU64,
     observed: AtomicU64,
 
@@ -127,6 +130,7 @@ impl Slot {
             settled_allocs: AtomicU64::new(0),
             settled_frees: AtomicU64::new(0),
             block_bytes: AtomicU64::new(0),
+            idle_block_bytes: AtomicI64::new(0),
             refusals: AtomicU64::new(0),
             observed: AtomicU64::new(0),
             tree: AtomicPtr::new(ptr::null_mut()),
@@ -194,6 +198,22 @@ impl Slot {
 
     pub(crate) fn observed(&self) -> u64 {
         self.observed.load(Ordering::Relaxed)
+    }
+
+    /// Bytes in blocks that the reclaimer could take.
+    pub(crate) fn idle_block_bytes(&self) -> u64 {
+        self.idle_block_bytes.load(Ordering::Relaxed).max(0) as u64
+    }
+
+    pub(crate) fn add_idle_block_bytes(&self, bytes: i64) {
+        self.idle_block_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Whether the client is at a point where it must stop or may have to
+    /// wait: past its limits, or above its soft limit. Three loads.
+    #[inline]
+    pub(crate) fn needs_attention(&self) -> bool {
+        self.overdrawn() > 0 || self.charged() > self.soft.load(Ordering::Relaxed)
     }
 
     pub(crate) fn block_bytes(&self) -> u64 {
