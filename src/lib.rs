@@ -16,8 +16,8 @@ mod telemetry;
 mod unwind;
 pub use allocator::TieredAllocator;
 pub use client::{
-    AttributedTo, Client, ClientId, ClientUsage, InClient, InClientExt, OverQuota, QuotaExceeded,
-    RegisterError, Scope, UnknownClient, untracked,
+    AttributedTo, Budget, Client, ClientId, ClientUsage, InClient, InClientExt, OverQuota,
+    QuotaExceeded, RegisterError, Scope, UnknownClient, untracked,
 };
 pub use heap_block::HeapBlock;
 pub use memory::{

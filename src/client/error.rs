@@ -42,6 +42,7 @@ pub struct OverQuota<R> {
 impl BudgetNode {
     pub(crate) fn what(self) -> &'static str {
         match self {
+            BudgetNode::Request => "request budget",
             BudgetNode::Client => "own budget",
             BudgetNode::Tier => "tier",
             BudgetNode::Memory => "memory",

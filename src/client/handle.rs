@@ -123,6 +123,11 @@ impl Client {
 
     /// The name at the moment, or `None` once nothing of the client is left.
     pub fn name(&self) -> Option<Arc<str>> {
+        if self.slot.parent().is_some() {
+            // A request budget goes by the name of its client.
+            let client = self.slot.client();
+            return Client::new(client, client.generation()).name();
+        }
         self.locked(|locked| locked.name().cloned()).flatten()
     }
 
@@ -299,11 +304,25 @@ impl Client {
 
     #[cold]
     fn safe_point_cold(&self) -> SafePoint {
-        if self.slot.overdrawn() > 0
-            && let Err(quota) = self.over_quota()
+        // The client behind a request budget, or the client itself.
+        let client = Client::new(self.slot.client(), self.slot.client().generation());
+        if client.slot.overdrawn() > 0
+            && let Err(quota) = client.over_quota()
         {
             return SafePoint::Stop(quota);
         }
+        if self.slot.is_over_budget() {
+            grant::collect_with_budgets(self.slot);
+            if let Some(quota) = self.over_budget() {
+                self.locked(|locked| locked.record(EventKind::Cancelled, locked.figures()));
+                return SafePoint::Stop(quota);
+            }
+        }
+        client.pause()
+    }
+
+    /// How long to wait above the soft limit, if at all.
+    fn pause(&self) -> SafePoint {
         let limits = self.slot.limits();
         let idle = self.slot.idle_block_bytes();
         match overage::pause(self.slot.charged(), limits.soft, limits.max, idle) {
@@ -333,8 +352,8 @@ impl Client {
     }
 
     fn over_quota(&self) -> Result<(), QuotaExceeded> {
+        grant::collect_with_budgets(self.slot);
         let figures = self.locked(|locked| {
-            grant::collect(locked);
             (self.slot.overdrawn() > 0).then(|| {
                 let figures = locked.figures();
                 locked.record(EventKind::Cancelled, figures);
@@ -389,7 +408,7 @@ impl Client {
         self.change(place, limits, override_mask(&options))
     }
 
-    fn tree(&self) -> Result<Arc<Tree>, RegisterError> {
+    pub(super) fn tree(&self) -> Result<Arc<Tree>, RegisterError> {
         self.locked(|locked| locked.share_tree())
             .flatten()
             .ok_or(RegisterError::Removed)

@@ -3,11 +3,13 @@
 //! No `unsafe` but the pin projections in [`future`]; all bookkeeping is the
 //! ledger's.
 
+mod budget;
 mod error;
 mod future;
 mod handle;
 mod scope;
 
+pub use budget::Budget;
 pub use error::{OverQuota, QuotaExceeded, RegisterError, UnknownClient};
 pub use future::{AttributedTo, InClient, InClientExt};
 pub use handle::{Client, ClientId, ClientUsage};

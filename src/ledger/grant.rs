@@ -16,6 +16,7 @@ use crate::registry::slot::{Locked, NO_GENERATION, Slot, State, Totals};
 use crate::registry::{Enforcement, REGISTRY};
 use crate::sys;
 use crate::unwind;
+use core::ptr;
 
 /// How often a charge goes back to take credit from others before it accepts
 /// a refusal by a tier or a memory.
@@ -180,7 +181,7 @@ fn admit(
     }
     for round in 1.. {
         let mut locked = slot.lock();
-        if asks == Asks::Block && slot.state() != State::Active {
+        if asks == Asks::Block && !takes_new_blocks(slot) {
             let refusal = Refusal {
                 node: BudgetNode::Removed,
                 requested: size,
@@ -197,23 +198,27 @@ fn admit(
             Ok(()) => return Ok(()),
             Err(refusal) => refusal,
         };
-        // What can never fit disturbs nobody.
-        if refusal.node == BudgetNode::Client {
-            if size <= slot.limits().max
-                && revoke::within_client(&mut locked, account, size)
+        let by_itself = matches!(refusal.node, BudgetNode::Client | BudgetNode::Request);
+        if by_itself && size > refusal.limit {
+            // What can never fit disturbs nobody.
+        } else if by_itself && slot.parent().is_none() && !slot.has_children() {
+            if revoke::within_client(&mut locked, account, size)
                 && try_admit(&mut locked, account, size, asks, Reach::Limits).is_ok()
             {
                 return Ok(());
             }
         } else if round < ROUNDS {
+            // Credit of other slots may be in the way: of the request budgets
+            // of the same client, or of other clients.
             let tree = locked.share_tree();
             drop(locked);
-            // Credit of other clients may be in the way.
-            if tree.is_some_and(|tree| revoke::within_tree(&tree)) {
+            let client = slot.client();
+            let family = |other: &'static Slot| !by_itself || ptr::eq(other.client(), client);
+            if tree.is_some_and(|tree| revoke::within_tree(&tree, family)) {
                 continue;
             }
             locked = slot.lock();
-            if (asks == Asks::Growth || slot.state() == State::Active)
+            if (asks == Asks::Growth || takes_new_blocks(slot))
                 && try_admit(&mut locked, account, size, asks, Reach::Limits).is_ok()
             {
                 return Ok(());
@@ -222,6 +227,12 @@ fn admit(
         return beyond(&mut locked, account, size, asks, refusal);
     }
     unreachable!("the last round returns")
+}
+
+/// Whether new blocks may be charged to the slot. A request budget that has
+/// ended takes them for as long as its client does: scopes of it may be open.
+fn takes_new_blocks(slot: &'static Slot) -> bool {
+    slot.client().state() == State::Active
 }
 
 /// The place where a tier's enforcement decides about a request that does not
@@ -240,10 +251,15 @@ fn beyond(
         }
         Enforcement::Strict => Err(locked.refuse(refusal)),
         Enforcement::Graceful => {
-            let entered = locked.slot().overdrawn() == 0;
-            try_admit(locked, account, size, asks, Reach::Headroom)
-                .map_err(|_| locked.refuse(refusal))?;
-            if entered {
+            let client = locked.slot().client();
+            let was_over = client.overdrawn() > 0 || locked.slot().is_over_budget();
+            let past_request = refusal.node == BudgetNode::Request
+                && try_admit(locked, account, size, asks, Reach::PastRequests).is_ok();
+            if !past_request {
+                try_admit(locked, account, size, asks, Reach::Headroom)
+                    .map_err(|_| locked.refuse(refusal))?;
+            }
+            if !was_over {
                 locked.record(EventKind::Overdraft, refusal);
             }
             Ok(())
@@ -296,8 +312,11 @@ fn try_admit(
 
 /// Whether the account may hold credit: only where it could be taken back, and
 /// not while somebody is taking it back.
-fn may_keep_credit(slot: &Slot, account: &Account) -> bool {
-    sys::heavy_fence_available() && slot.state() == State::Active && !account.is_barred()
+fn may_keep_credit(slot: &'static Slot, account: &Account) -> bool {
+    sys::heavy_fence_available()
+        && slot.state() == State::Active
+        && slot.client().state() == State::Active
+        && !account.is_barred()
 }
 
 /// Moves the account's window: `credit` bytes for charges, and as much for
@@ -417,6 +436,19 @@ fn settle_unattributed(account: Option<&Account>, size: u64, asks: Asks) {
 /// `charged` is what lives.
 pub(crate) fn collect(locked: &mut Locked) {
     revoke::all_of_client(locked);
+}
+
+/// As [`collect`], for a client and the request budgets below it, whose locks
+/// are taken one by one.
+pub(crate) fn collect_with_budgets(slot: &'static Slot) {
+    let _cold = Cold::enter(thread::attached());
+    let mut locked = slot.lock();
+    revoke::all_of_client(&mut locked);
+    let tree = locked.share_tree().filter(|_| slot.has_children());
+    drop(locked);
+    if let Some(tree) = tree {
+        revoke::within_tree(&tree, |other| other.is_within(slot));
+    }
 }
 
 /// Opens an account of the calling thread for a client, evicting another if

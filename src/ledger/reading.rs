@@ -5,7 +5,9 @@
 //! are added up first and the allocated ones afterwards, and a reading is
 //! never negative. It is never above `charged` either.
 
+use super::account::Account;
 use super::table;
+use crate::registry::REGISTRY;
 use crate::registry::slot::{Slot, Totals};
 
 /// What a client has, at one moment as far as running threads allow.
@@ -35,9 +37,8 @@ pub(crate) fn of(slot: &'static Slot) -> Reading {
     add_up(slot)
 }
 
-fn add_up(slot: &Slot) -> Reading {
-    let tag = slot.tag();
-    let accounts = || table::all().filter_map(|table| table.find(tag));
+fn add_up(slot: &'static Slot) -> Reading {
+    let accounts = || accounts_with_budgets(slot);
     let settled = slot.settled();
     let mut freed = settled.allocated.wrapping_sub(settled.net as u64);
     let mut frees = settled.frees;
@@ -63,6 +64,21 @@ fn add_up(slot: &Slot) -> Reading {
         allocated_bytes: allocated,
         allocations: allocs,
     }
+}
+
+/// The accounts of a slot and of the request budgets below it. Looks at every
+/// account of the process if there are such budgets.
+fn accounts_with_budgets(slot: &'static Slot) -> impl Iterator<Item = &'static Account> {
+    let wide = slot.has_children();
+    table::all().flat_map(move |table| {
+        let own = if wide { None } else { table.find(slot.tag()) };
+        let all = wide.then(|| table.accounts()).into_iter().flatten();
+        let below = all.filter_map(move |(_, account)| {
+            let owner = REGISTRY.slot(account.tag().index()?)?;
+            owner.is_within(slot).then_some(account)
+        });
+        own.into_iter().chain(below)
+    })
 }
 
 /// The sum over all accounts of the threads, under the slot's lock.

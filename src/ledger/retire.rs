@@ -7,8 +7,9 @@
 use super::fork::Cold;
 use super::{reading, revoke, thread};
 use crate::registry::REGISTRY;
+use crate::registry::budget::Tree;
 use crate::registry::events::EventKind;
-use crate::registry::slot::{Slot, State};
+use crate::registry::slot::{Locked, Slot, State};
 
 /// Ends new charges to the client of `generation`. `false`: it was removed
 /// before.
@@ -21,11 +22,47 @@ pub(crate) fn retire(slot: &'static Slot, generation: u32) -> bool {
     locked.retire();
     locked.record(EventKind::Retired, locked.figures());
     revoke::for_removal(&mut locked);
+    let tree = locked.share_tree().filter(|_| slot.has_children());
+    drop(locked);
+    if let Some(tree) = tree {
+        // Its request budgets: without credit their charges come to where the
+        // removal is seen.
+        revoke::within_tree(&tree, |other| other.is_within(slot));
+    }
     true
 }
 
-/// Frees the slot of a retired client if nothing of it is left. `true`: it is
-/// free, or belongs to somebody else by now.
+/// Ends a request budget. Costs no fence: scopes of it may stay open, and go
+/// on within the client's limits.
+pub(crate) fn end_budget(slot: &'static Slot, generation: u32) {
+    let _cold = Cold::enter(thread::attached());
+    let mut locked = slot.lock();
+    if !slot.is_active(generation) {
+        return;
+    }
+    locked.end_budget();
+    let tree = locked.share_tree();
+    drop(locked);
+    if let Some(tree) = tree {
+        tree.ended.lock().push(slot);
+    }
+}
+
+/// Closes up to `most` ended request budgets of which nothing is left.
+pub(crate) fn sweep_ended(tree: &Tree, most: usize) {
+    let _cold = Cold::enter(thread::attached());
+    for _ in 0..most {
+        let Some(slot) = tree.ended.lock().pop() else {
+            return;
+        };
+        if !try_close(slot, slot.generation()) {
+            tree.ended.lock().push(slot);
+        }
+    }
+}
+
+/// Frees the slot of a retired client or an ended request budget if nothing of
+/// it is left. `true`: it is free, or belongs to somebody else by now.
 ///
 /// Frees may go on while the accounts are added up. They only lower the sum,
 /// which never was below zero: zero means that nothing lives.
@@ -35,12 +72,24 @@ pub(crate) fn try_close(slot: &'static Slot, generation: u32) -> bool {
     if slot.generation() != generation || slot.state() != State::Retired {
         return true;
     }
-    revoke::reclaim_barred(&mut locked);
-    let threads = reading::accounts(slot);
-    let live = slot.settled().plus(threads).net;
-    if live != 0 || slot.charged() != 0 || locked.is_held() || revoke::is_entered(&locked) {
+    let is_empty = |locked: &Locked| {
+        let threads = reading::accounts(slot);
+        let live = slot.settled().plus(threads).net;
+        let used = live != 0 || locked.is_held() || revoke::is_entered(locked);
+        (!used).then_some(threads)
+    };
+    if is_empty(&locked).is_none() {
         return false;
     }
+    if slot.parent().is_some() {
+        revoke::for_removal(&mut locked);
+    } else {
+        revoke::reclaim_barred(&mut locked);
+    }
+    // Once more: a scope of a request budget could be entered until now.
+    let Some(threads) = is_empty(&locked).filter(|_| slot.charged() == 0) else {
+        return false;
+    };
     locked.record(EventKind::Closed, locked.figures());
     let (name, tree) = locked.close(threads);
     drop(locked);

@@ -10,7 +10,7 @@ use super::account::Account;
 use super::table;
 use crate::registry::REGISTRY;
 use crate::registry::budget::Tree;
-use crate::registry::slot::{Locked, NO_GENERATION, State};
+use crate::registry::slot::{Locked, NO_GENERATION, Slot, State};
 use crate::sys;
 
 /// How long to wait for an owner that is between publishing a charge and
@@ -86,23 +86,24 @@ fn seize(locked: &mut Locked, spared: Option<&Account>) -> u64 {
     seized
 }
 
-/// Returns the unused credit of every client of a memory, one client at a
-/// time. The caller holds no slot's lock. Answers whether anything came back.
-pub(super) fn within_tree(tree: &Tree) -> bool {
+/// Returns the unused credit of every slot of a memory that is concerned, one
+/// slot at a time. The caller holds no slot's lock. Answers whether anything
+/// came back.
+pub(super) fn within_tree(tree: &Tree, concerns: impl Fn(&'static Slot) -> bool) -> bool {
     let _revoking = tree.revoking.lock();
     let mut any = false;
-    for_each_in(tree, |_, account| {
+    for_each_in(tree, &concerns, |_, account| {
         if account.credit() != 0 {
             account.bar();
             any = true;
         }
     });
     if !any || !sys::heavy_fence() {
-        for_each_in(tree, |_, account| account.unbar());
+        for_each_in(tree, &concerns, |_, account| account.unbar());
         return false;
     }
     let mut returned = false;
-    for_each_in(tree, |locked, account| {
+    for_each_in(tree, &concerns, |locked, account| {
         // An owner that came to the cold path meanwhile has moved its window
         // and lifted the bar: what it drew then is not looked at.
         if account.is_barred() {
@@ -116,16 +117,20 @@ pub(super) fn within_tree(tree: &Tree) -> bool {
     returned
 }
 
-/// Runs `visit` for each account of an active client of `tree`, under the
-/// client's lock.
-fn for_each_in(tree: &Tree, mut visit: impl FnMut(&mut Locked, &Account)) {
+/// Runs `visit` for each account of an active slot of `tree` that is
+/// concerned, under the slot's lock.
+fn for_each_in(
+    tree: &Tree,
+    concerns: impl Fn(&'static Slot) -> bool,
+    mut visit: impl FnMut(&mut Locked, &Account),
+) {
     for table in table::all() {
         for (_, account) in table.accounts() {
             let tag = account.tag();
             let Some(slot) = tag.index().and_then(|index| REGISTRY.slot(index)) else {
                 continue;
             };
-            if slot.is_unattributed() {
+            if slot.is_unattributed() || !concerns(slot) {
                 continue;
             }
             let mut locked = slot.lock();

@@ -4,6 +4,7 @@ use super::block::BlockState;
 use super::spill::SpillArea;
 use crate::client::{Client, untracked};
 use crate::clock::Clock;
+use crate::ledger::retire::sweep_ended;
 use crate::registry::budget::Tree;
 use core::fmt;
 use core::time::Duration;
@@ -113,7 +114,7 @@ impl Shared {
         if client.retire() {
             untracked(|| self.lock_retired().push_back(client));
         }
-        self.sweep(SWEEP);
+        self.sweep_some();
     }
 
     /// Looks at up to `most` retired clients and closes those of which nothing
@@ -130,11 +131,14 @@ impl Shared {
     }
 
     pub(super) fn sweep_some(&self) {
+        sweep_ended(&self.tree, SWEEP);
         self.sweep(SWEEP);
     }
 
     /// Looks at every retired client.
     pub(crate) fn sweep_all(&self) {
+        let ended = self.tree.ended.lock().len();
+        sweep_ended(&self.tree, ended);
         let most = self.lock_retired().len();
         self.sweep(most);
     }
@@ -147,6 +151,17 @@ impl Shared {
     /// The end of the memory: its clients are removed, what they hold stays
     /// accounted for until it is freed.
     pub(super) fn close(&self) {
+        loop {
+            // Not in the loop's condition: the lock must be free below.
+            let ended = self.tree.ended.lock().pop();
+            let Some(slot) = ended else {
+                break;
+            };
+            let budget = Client::new(slot, slot.generation());
+            if !budget.try_close() {
+                Orphans::adopt(budget);
+            }
+        }
         let names = core::mem::take(&mut *self.names_mut());
         for client in names.into_values() {
             if client.retire() && !client.try_close() {

@@ -16,9 +16,11 @@
 //! modification order alone decides who got the last bytes. The words publish
 //! no other memory.
 
+use super::REGISTRY;
 use super::bell::Bell;
 use super::events::Events;
 use super::policies::Policies;
+use super::slot::Slot;
 use crate::sync::{AtomicU64, Lock, Ordering};
 
 /// "No limit" as a number.
@@ -50,6 +52,8 @@ pub(crate) fn lifted(guarantee: u64, charged: u64, grown: u64) -> u64 {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum BudgetNode {
+    /// A request budget inside a client: [`Client::budget`](crate::Client::budget).
+    Request,
     /// The client's own `max`.
     Client,
     /// The aggregate limit of the client's tier.
@@ -74,6 +78,8 @@ pub(crate) struct Refusal {
 pub(crate) enum Reach {
     /// Within every limit.
     Limits,
+    /// Past the request budgets, within the limits of client, tier and memory.
+    PastRequests,
     /// Past the limits, out of the memory's headroom.
     Headroom,
     /// Granted whatever the limits say (an observed client).
@@ -159,6 +165,8 @@ pub(crate) struct Tree {
     /// Held while credit is taken back from several clients, so that two such
     /// walks do not undo each other.
     pub(crate) revoking: Lock<()>,
+    /// Request budgets that have ended and may still hold something.
+    pub(crate) ended: Lock<Ended>,
     /// What the tiers' names mean. Never touched by an allocation.
     pub(crate) policies: Policies,
     /// What was refused, lent and taken back.
@@ -170,6 +178,7 @@ pub(crate) struct Tree {
 impl Tree {
     pub(crate) fn new(usable: u64, headroom: u64) -> Tree {
         Tree {
+            ended: Lock::new(Ended::default()),
             policies: Policies::new(usable, headroom),
             events: Events::new(),
             bell: Bell::default(),
@@ -201,7 +210,7 @@ impl Tree {
                 .headroom
                 .charge(bytes)
                 .map_err(refusal(BudgetNode::Memory, bytes)),
-            Reach::Limits => loop {
+            Reach::Limits | Reach::PastRequests => loop {
                 match self.charge_within(node, bytes) {
                     Ok(()) => return Ok(()),
                     Err((refused, certain)) if certain => return Err(refused),
@@ -262,6 +271,43 @@ impl Tree {
             self.tiers[to].force(bytes);
             self.tiers[from].refund(bytes);
         }
+    }
+}
+
+/// A queue of slots, linked through the slots themselves: putting one in
+/// allocates nothing.
+#[derive(Default)]
+pub(crate) struct Ended {
+    first: Option<&'static Slot>,
+    last: Option<&'static Slot>,
+    len: usize,
+}
+
+impl Ended {
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn push(&mut self, slot: &'static Slot) {
+        slot.set_next_free(0);
+        match self.last.replace(slot) {
+            Some(last) => last.set_next_free(slot.index()),
+            None => self.first = Some(slot),
+        }
+        self.len += 1;
+    }
+
+    pub(crate) fn pop(&mut self) -> Option<&'static Slot> {
+        let slot = self.first?;
+        self.first = match slot.next_free() {
+            0 => None,
+            next => REGISTRY.slot(next),
+        };
+        if self.first.is_none() {
+            self.last = None;
+        }
+        self.len -= 1;
+        Some(slot)
     }
 }
 

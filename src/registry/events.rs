@@ -49,7 +49,8 @@ const KINDS: [EventKind; 6] = [
     EventKind::Observed,
 ];
 
-const NODES: [BudgetNode; 4] = [
+const NODES: [BudgetNode; 5] = [
+    BudgetNode::Request,
     BudgetNode::Client,
     BudgetNode::Tier,
     BudgetNode::Memory,

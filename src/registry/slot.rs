@@ -95,6 +95,12 @@ pub(crate) struct Slot {
     refusals: AtomicU64,
     observed: AtomicU64,
 
+    /// The slot that this one is a request budget of; null for a client.
+    parent: AtomicPtr<Slot>,
+    /// Request budgets right below, ended ones that still hold something
+    /// included.
+    children: AtomicU32,
+
     tree: AtomicPtr<Tree>,
     name: UnsafeCell<Option<Arc<str>>>,
 }
@@ -133,6 +139,8 @@ impl Slot {
             idle_block_bytes: AtomicI64::new(0),
             refusals: AtomicU64::new(0),
             observed: AtomicU64::new(0),
+            parent: AtomicPtr::new(ptr::null_mut()),
+            children: AtomicU32::new(0),
             tree: AtomicPtr::new(ptr::null_mut()),
             name: UnsafeCell::new(None),
         }
@@ -161,6 +169,33 @@ impl Slot {
             2 => State::Retired,
             _ => State::Free,
         }
+    }
+
+    /// The client or request budget above, if this is a request budget. Set
+    /// before the first account exists, null only after the last is barred.
+    #[inline]
+    pub(crate) fn parent(&self) -> Option<&'static Slot> {
+        // SAFETY: null, or a slot stored by `open_budget`; slots live for ever.
+        unsafe { self.parent.load(Ordering::Acquire).as_ref() }
+    }
+
+    /// The client that this slot is or belongs to.
+    pub(crate) fn client(&'static self) -> &'static Slot {
+        let mut slot = self;
+        while let Some(parent) = slot.parent() {
+            slot = parent;
+        }
+        slot
+    }
+
+    /// Whether this is `slot` or a request budget below it.
+    pub(crate) fn is_within(&'static self, slot: &'static Slot) -> bool {
+        core::iter::successors(Some(self), |slot| slot.parent()).any(|above| ptr::eq(above, slot))
+    }
+
+    /// Whether request budgets exist below this slot.
+    pub(crate) fn has_children(&self) -> bool {
+        self.children.load(Ordering::Relaxed) > 0
     }
 
     /// Whether the client that had this slot in `generation` still has it.
@@ -213,7 +248,14 @@ impl Slot {
     /// wait: past its limits, or above its soft limit. Three loads.
     #[inline]
     pub(crate) fn needs_attention(&self) -> bool {
-        self.overdrawn() > 0 || self.charged() > self.soft.load(Ordering::Relaxed)
+        self.overdrawn() > 0
+            || self.charged() > self.soft.load(Ordering::Relaxed)
+            || self.parent().is_some_and(Slot::needs_attention)
+    }
+
+    /// Whether this is a request budget that holds more than it may.
+    pub(crate) fn is_over_budget(&self) -> bool {
+        self.parent().is_some() && self.charged() > self.max.load(Ordering::Relaxed)
     }
 
     pub(crate) fn block_bytes(&self) -> u64 {
@@ -228,6 +270,11 @@ impl Slot {
             overdraft: self.overdraft.load(Ordering::Relaxed),
             enforcement: Enforcement::from_bits(self.enforcement.load(Ordering::Relaxed)),
         }
+    }
+
+    fn room(&self) -> u64 {
+        let max = self.max.load(Ordering::Relaxed);
+        max.saturating_sub(self.charged())
     }
 
     /// Keeps the slot from being closed. Whoever finds the client active after
@@ -254,10 +301,13 @@ impl Slot {
         self.observed.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Adds what an account or an account-less operation did. Any thread, any
-    /// time; a reader who needs it together with the accounts takes the lock
-    /// or checks the sequence.
+    /// Adds what an account or an account-less operation did, here and at what
+    /// this is a request budget of. Any thread, any time; a reader who needs it
+    /// together with the accounts takes the lock or checks the sequence.
     pub(crate) fn settle(&self, totals: Totals) {
+        if let Some(parent) = self.parent() {
+            parent.settle(totals);
+        }
         self.settled_net.fetch_add(totals.net, Ordering::Relaxed);
         self.settled_allocated
             .fetch_add(totals.allocated, Ordering::Relaxed);
@@ -406,7 +456,10 @@ impl Locked {
     /// What the client has at the moment, as a record says it.
     pub(crate) fn figures(&self) -> Refusal {
         Refusal {
-            node: BudgetNode::Client,
+            node: match self.slot.parent() {
+                Some(_) => BudgetNode::Request,
+                None => BudgetNode::Client,
+            },
             requested: 0,
             charged: self.slot.charged(),
             limit: self.slot.limits().max,
@@ -415,20 +468,21 @@ impl Locked {
 
     /// Bytes that could still be charged within all limits.
     pub(crate) fn room(&self) -> u64 {
-        let own = self
-            .slot
-            .max
-            .load(Ordering::Relaxed)
-            .saturating_sub(self.slot.charged());
-        let spare_guarantee = self
-            .slot
+        // The figures of the slots above are a hint here: charging is exact.
+        let mut slot = self.slot;
+        let mut room = slot.room();
+        while let Some(parent) = slot.parent() {
+            slot = parent;
+            room = room.min(slot.room());
+        }
+        let spare_guarantee = slot
             .guarantee
             .load(Ordering::Relaxed)
-            .saturating_sub(self.slot.charged());
+            .saturating_sub(slot.charged());
         let above = self.tree().map_or(UNLIMITED, |tree| {
-            tree.room(self.slot.tier()).saturating_add(spare_guarantee)
+            tree.room(slot.tier()).saturating_add(spare_guarantee)
         });
-        own.min(above)
+        room.min(above)
     }
 
     /// Charges `bytes`, and ahead of need as much more as [`budget::batch`]
@@ -437,13 +491,20 @@ impl Locked {
     pub(crate) fn charge(&mut self, bytes: u64, ahead: bool, reach: Reach) -> Result<u64, Refusal> {
         let charged = self.slot.charged();
         let limits = self.slot.limits();
+        let is_request = self.slot.parent().is_some();
         let ceiling = match reach {
             Reach::Limits => limits.max,
+            _ if is_request => UNLIMITED,
+            Reach::PastRequests => limits.max,
             Reach::Headroom => limits.max.saturating_add(limits.overdraft),
             Reach::Observed => UNLIMITED,
         };
         let refused = |charged| Refusal {
-            node: BudgetNode::Client,
+            node: if is_request {
+                BudgetNode::Request
+            } else {
+                BudgetNode::Client
+            },
             requested: bytes,
             charged,
             limit: limits.max,
@@ -466,7 +527,10 @@ impl Locked {
     fn lift(&mut self, charged: u64, grown: u64, reach: Reach) -> Result<(), Refusal> {
         let slot = self.slot;
         let overdrawn = slot.overdrawn();
-        if let Some(tree) = self.tree() {
+        if let Some(parent) = slot.parent() {
+            // Locks go upwards only.
+            parent.lock().charge(grown - charged, false, reach)?;
+        } else if let Some(tree) = self.tree() {
             let tier = slot.tier();
             if reach == Reach::Headroom {
                 tree.charge(tier, grown - charged, reach)?;
@@ -492,7 +556,9 @@ impl Locked {
         let charged = slot.charged();
         let overdrawn = slot.overdrawn();
         debug_assert!(bytes <= charged, "refunded {bytes} of {charged} charged");
-        if let Some(tree) = self.tree() {
+        if let Some(parent) = slot.parent() {
+            parent.lock().refund(bytes);
+        } else if let Some(tree) = self.tree() {
             let repaid = bytes.min(overdrawn);
             if repaid > 0 {
                 tree.refund_headroom(repaid);
@@ -532,13 +598,61 @@ impl Locked {
         slot.refusals.store(0, Ordering::Relaxed);
         slot.observed.store(0, Ordering::Relaxed);
         self.set_name(Some(name));
+        Ok(self.next_generation())
+    }
+
+    fn next_generation(&mut self) -> u32 {
+        let slot = self.slot;
         let generation = match slot.generation().wrapping_add(1) {
             NO_GENERATION => NO_GENERATION + 1,
             next => next,
         };
         slot.generation.store(generation, Ordering::Release);
         slot.state.store(State::Active as u8, Ordering::Release);
-        Ok(generation)
+        generation
+    }
+
+    /// Makes the slot a request budget of `parent`, which the caller keeps
+    /// from being closed meanwhile. Nothing is charged or reserved.
+    pub(crate) fn open_budget(
+        &mut self,
+        parent: &'static Slot,
+        tree: Option<Arc<Tree>>,
+        max: u64,
+    ) -> u32 {
+        let slot = self.slot;
+        debug_assert_eq!(slot.state(), State::Free);
+        parent.children.fetch_add(1, Ordering::Relaxed);
+        let tree = tree.map_or(ptr::null(), Arc::into_raw);
+        slot.tree.store(tree.cast_mut(), Ordering::Relaxed);
+        slot.tier.store(parent.tier() as u8, Ordering::Relaxed);
+        self.store_limits(Limits {
+            max,
+            soft: max,
+            guarantee: 0,
+            overdraft: UNLIMITED,
+            enforcement: parent.limits().enforcement,
+        });
+        slot.guarantee.store(0, Ordering::Relaxed);
+        slot.peak.store(0, Ordering::Relaxed);
+        slot.refusals.store(0, Ordering::Relaxed);
+        slot.observed.store(0, Ordering::Relaxed);
+        // Accounts that older generations left behind count to the client from
+        // now on; their negated sum, which is what a free slot has settled,
+        // takes them out again.
+        parent.settle(slot.settled());
+        slot.parent
+            .store(ptr::from_ref(parent).cast_mut(), Ordering::Release);
+        self.next_generation()
+    }
+
+    /// Ends a request budget: what it holds, and what that grows by, is bound
+    /// by the client alone.
+    pub(crate) fn end_budget(&mut self) {
+        let slot = self.slot;
+        slot.max.store(UNLIMITED, Ordering::Relaxed);
+        slot.soft.store(UNLIMITED, Ordering::Relaxed);
+        slot.state.store(State::Retired as u8, Ordering::Release);
     }
 
     fn store_limits(&mut self, limits: Limits) {
@@ -589,6 +703,7 @@ impl Locked {
     pub(crate) fn is_held(&self) -> bool {
         fence(Ordering::SeqCst);
         self.slot.holds.load(Ordering::Acquire) != 0
+            || self.slot.children.load(Ordering::Acquire) != 0
     }
 
     /// Frees a retired slot whose bytes are gone. `threads` is what its
@@ -605,6 +720,13 @@ impl Locked {
         slot.settled_allocs.store(start.allocs, Ordering::Relaxed);
         slot.settled_frees.store(start.frees, Ordering::Relaxed);
         slot.state.store(State::Free as u8, Ordering::Release);
+        if let Some(parent) = slot.parent() {
+            // What is in the accounts is the client's from now on; what was
+            // settled is already.
+            parent.settle(threads);
+            slot.parent.store(ptr::null_mut(), Ordering::Release);
+            parent.children.fetch_sub(1, Ordering::Release);
+        }
         let name = self.set_name(None);
         let tree = slot.tree.swap(ptr::null_mut(), Ordering::Relaxed);
         let tree = (!tree.is_null()).then(|| {
