@@ -22,6 +22,10 @@ use core::ptr;
 /// a refusal by a tier or a memory.
 const ROUNDS: usize = 8;
 
+/// The largest request that is looked at: more than any address space holds,
+/// and far enough from the ends of the counters that no sum reaches them.
+const LARGEST_BYTES: u64 = 1 << 60;
+
 /// The slot that a block's tag names. Ends the process if it names none.
 pub(crate) fn owner(tag: Tag, address: usize, size: usize) -> &'static Slot {
     match tag.index().and_then(|index| REGISTRY.slot(index)) {
@@ -175,6 +179,14 @@ fn admit(
     size: u64,
     asks: Asks,
 ) -> Result<(), Refusal> {
+    if size > LARGEST_BYTES {
+        return Err(slot.lock().refuse(Refusal {
+            node: BudgetNode::Client,
+            requested: size,
+            charged: slot.charged(),
+            limit: slot.limits().max,
+        }));
+    }
     if slot.is_unattributed() {
         settle_unattributed(account, size, asks);
         return Ok(());

@@ -65,7 +65,7 @@ pub(super) fn all_of_client(locked: &mut Locked) {
 }
 
 /// Bars all accounts of the client but `spared`, fences, takes what is unused
-/// and lets them go on.
+/// and lets them go on, unless the client was removed: then they stay barred.
 fn seize(locked: &mut Locked, spared: Option<&Account>) -> u64 {
     let barred = || {
         accounts_of(locked).filter(|account| {
@@ -74,13 +74,16 @@ fn seize(locked: &mut Locked, spared: Option<&Account>) -> u64 {
     };
     barred().for_each(Account::bar);
     let fenced = sys::heavy_fence();
+    let goes_on = locked.slot().state() == State::Active;
     let mut seized = 0;
     for account in barred() {
         if fenced {
             await_withdrawal(account);
             seized += account.seize();
         }
-        account.unbar();
+        if goes_on {
+            account.unbar();
+        }
     }
     locked.refund(seized);
     seized
@@ -91,6 +94,7 @@ fn seize(locked: &mut Locked, spared: Option<&Account>) -> u64 {
 /// came back.
 pub(super) fn within_tree(tree: &Tree, concerns: impl Fn(&'static Slot) -> bool) -> bool {
     let _revoking = tree.revoking.lock();
+    let goes_on = |locked: &Locked| locked.slot().state() == State::Active;
     let mut any = false;
     for_each_in(tree, &concerns, |_, account| {
         if account.credit() != 0 {
@@ -99,7 +103,11 @@ pub(super) fn within_tree(tree: &Tree, concerns: impl Fn(&'static Slot) -> bool)
         }
     });
     if !any || !sys::heavy_fence() {
-        for_each_in(tree, &concerns, |_, account| account.unbar());
+        for_each_in(tree, &concerns, |locked, account| {
+            if goes_on(locked) {
+                account.unbar();
+            }
+        });
         return false;
     }
     let mut returned = false;
@@ -109,7 +117,9 @@ pub(super) fn within_tree(tree: &Tree, concerns: impl Fn(&'static Slot) -> bool)
         if account.is_barred() {
             await_withdrawal(account);
             let seized = account.seize();
-            account.unbar();
+            if goes_on(locked) {
+                account.unbar();
+            }
             locked.refund(seized);
             returned |= seized > 0;
         }
@@ -117,8 +127,9 @@ pub(super) fn within_tree(tree: &Tree, concerns: impl Fn(&'static Slot) -> bool)
     returned
 }
 
-/// Runs `visit` for each account of an active slot of `tree` that is
-/// concerned, under the slot's lock.
+/// Runs `visit` for each account of a slot of `tree` that is concerned, under
+/// the slot's lock. Removed clients are among them: what they free is credit,
+/// too.
 fn for_each_in(
     tree: &Tree,
     concerns: impl Fn(&'static Slot) -> bool,
@@ -137,7 +148,7 @@ fn for_each_in(
             let belongs = locked
                 .tree()
                 .is_some_and(|owned| core::ptr::eq(owned, tree));
-            if belongs && slot.state() == State::Active && account.tag() == tag {
+            if belongs && account.tag() == tag {
                 visit(&mut locked, account);
             }
         }
