@@ -58,7 +58,13 @@ fn a_request_beyond_any_address_space_is_refused_and_changes_nothing() {
     assert!(TieredAllocator::is_installed());
     let memory = memory_of(1 << 30);
     let observed = client(&memory, "observed", 1 << 20, Enforcement::Observe);
-    for size in [isize::MAX as usize, 1 << 62, (1 << 62) - 5000, 1 << 61, 1 << 50] {
+    for size in [
+        isize::MAX as usize,
+        1 << 62,
+        (1 << 62) - 5000,
+        1 << 61,
+        1 << 50,
+    ] {
         let mut bytes: Vec<u8> = vec![1];
         assert!(bytes.try_reserve_exact(size - 1).is_err());
         assert!(Vec::<u8>::new().try_reserve_exact(size).is_err());
@@ -171,7 +177,9 @@ fn a_guarantee_that_fits_is_not_refused_because_of_unused_credit() {
     let guaranteed = memory.register("guaranteed", options).unwrap();
     assert_eq!(memory.usage().charged_bytes, TOTAL);
     drop(block);
-    guaranteed.configure(ClientOptions::new(SubscriptionTier::Enterprise)).unwrap();
+    guaranteed
+        .configure(ClientOptions::new(SubscriptionTier::Enterprise))
+        .unwrap();
 }
 
 /// An overdraft that has become unnecessary is not held against the client.

@@ -354,6 +354,7 @@ impl Client {
     fn over_quota(&self) -> Result<(), QuotaExceeded> {
         grant::collect_with_budgets(self.slot);
         let figures = self.locked(|locked| {
+            locked.repay_overdraft();
             (self.slot.overdrawn() > 0).then(|| {
                 let figures = locked.figures();
                 locked.record(EventKind::Cancelled, figures);
@@ -391,7 +392,7 @@ impl Client {
         let limits = tree
             .policies
             .carry_over(&policy, self.slot.limits(), overrides)?;
-        self.change(place, limits, overrides)
+        self.change(&tree, place, limits, overrides)
     }
 
     /// Gives the client this tier and these limits of its own, in place of
@@ -405,7 +406,7 @@ impl Client {
         let (place, policy) = tree.policies.find(&options.tier)?;
         let limits = tree.policies.limits(&policy, &options)?;
         let _alone = tree.policies.change();
-        self.change(place, limits, override_mask(&options))
+        self.change(&tree, place, limits, override_mask(&options))
     }
 
     pub(super) fn tree(&self) -> Result<Arc<Tree>, RegisterError> {
@@ -414,7 +415,23 @@ impl Client {
             .ok_or(RegisterError::Removed)
     }
 
-    fn change(&self, place: usize, limits: Limits, overrides: u8) -> Result<(), RegisterError> {
+    fn change(
+        &self,
+        tree: &Tree,
+        place: usize,
+        limits: Limits,
+        overrides: u8,
+    ) -> Result<(), RegisterError> {
+        match self.try_change(place, limits, overrides) {
+            // Unused credit is no reason to refuse a guarantee.
+            Err(RegisterError::GuaranteeDoesNotFit { .. }) if grant::collect_all(tree) => {
+                self.try_change(place, limits, overrides)
+            }
+            changed => changed,
+        }
+    }
+
+    fn try_change(&self, place: usize, limits: Limits, overrides: u8) -> Result<(), RegisterError> {
         self.locked(|locked| {
             if self.slot.state() != State::Active {
                 return Err(RegisterError::Removed);

@@ -10,7 +10,7 @@ use super::revoke;
 use super::table::Table;
 use super::thread;
 use crate::owner::{Tag, corrupted};
-use crate::registry::budget::{BudgetNode, Reach, Refusal, batch};
+use crate::registry::budget::{BudgetNode, Reach, Refusal, Tree, batch};
 use crate::registry::events::EventKind;
 use crate::registry::slot::{Locked, NO_GENERATION, Slot, State, Totals};
 use crate::registry::{Enforcement, REGISTRY};
@@ -461,6 +461,13 @@ pub(crate) fn collect_with_budgets(slot: &'static Slot) {
     if let Some(tree) = tree {
         revoke::within_tree(&tree, |other| other.is_within(slot));
     }
+}
+
+/// As [`collect`], for all clients of a memory. The caller holds no slot's
+/// lock. Answers whether anything came back.
+pub(crate) fn collect_all(tree: &Tree) -> bool {
+    let _cold = Cold::enter(thread::attached());
+    revoke::within_tree(tree, |_| true)
 }
 
 /// Opens an account of the calling thread for a client, evicting another if

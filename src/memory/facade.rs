@@ -172,7 +172,15 @@ impl Memory {
                 Exhausted::Ids(limit) => RegisterError::IdsExhausted { limit },
                 Exhausted::Memory => RegisterError::OutOfMemory,
             })?;
-            let opened = slot.lock().open(Arc::clone(&name), tree, tier, limits);
+            let open = || {
+                slot.lock()
+                    .open(Arc::clone(&name), Arc::clone(&tree), tier, limits)
+            };
+            // Unused credit is no reason to refuse a guarantee.
+            let opened = open().or_else(|refusal| match grant::collect_all(&tree) {
+                true => open(),
+                false => Err(refusal),
+            });
             match opened {
                 Ok(generation) => {
                     slot.set_overrides(override_mask(&options));

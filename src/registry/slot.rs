@@ -572,6 +572,27 @@ impl Locked {
         slot.charged.store(charged - bytes, Ordering::Relaxed);
     }
 
+    /// Moves what has come to fit into the budgets by now out of the overdraft.
+    pub(crate) fn repay_overdraft(&mut self) {
+        let slot = self.slot;
+        let overdrawn = slot.overdrawn();
+        let own = slot.charged() - overdrawn;
+        let guarantee = slot.guarantee.load(Ordering::Relaxed);
+        let Some(tree) = self.tree() else {
+            return;
+        };
+        let room = tree
+            .room(slot.tier())
+            .saturating_add(guarantee.saturating_sub(own));
+        let max = slot.max.load(Ordering::Relaxed);
+        let fits = overdrawn.min(max.saturating_sub(own)).min(room);
+        let above = budget::lifted(guarantee, own, own + fits);
+        if tree.charge(slot.tier(), above, Reach::Limits).is_ok() {
+            tree.refund_headroom(fits);
+            slot.overdrawn.store(overdrawn - fits, Ordering::Relaxed);
+        }
+    }
+
     pub(crate) fn add_block_bytes(&mut self, bytes: i64) {
         let blocks = self.slot.block_bytes().wrapping_add_signed(bytes);
         self.slot.block_bytes.store(blocks, Ordering::Relaxed);
