@@ -15,10 +15,24 @@ use super::table::{self, Table};
 use super::{grant, thread};
 use crate::sync::{AtomicBool, AtomicU32, Ordering};
 use crate::sys;
+use core::cell::Cell;
 use core::sync::atomic::fence;
 
 static FORKING: AtomicBool = AtomicBool::new(false);
 static TABLELESS: AtomicU32 = AtomicU32::new(0);
+
+thread_local! {
+    /// How deep the thread is in the cold path without a table.
+    static DEPTH: Cell<u32> = const { Cell::new(0) };
+    /// Whether the thread is forking: then it waits for nobody, least of all
+    /// for itself. Fork handlers of other libraries may allocate.
+    static FORKER: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether another thread is forking.
+fn must_wait() -> bool {
+    FORKING.load(Ordering::SeqCst) && !FORKER.get()
+}
 
 /// Proof that the calling thread is inside the cold path.
 pub(crate) struct Cold(Option<&'static Table>);
@@ -32,7 +46,7 @@ impl Cold {
                 let depth = table.cold.load(Ordering::Relaxed);
                 table.cold.store(depth + 1, Ordering::Relaxed);
                 fence(Ordering::SeqCst);
-                while depth == 0 && FORKING.load(Ordering::Relaxed) {
+                while depth == 0 && must_wait() {
                     table.cold.store(0, Ordering::Release);
                     sys::yield_now();
                     table.cold.store(1, Ordering::Relaxed);
@@ -40,8 +54,10 @@ impl Cold {
                 }
             }
             None => {
+                let depth = DEPTH.get();
+                DEPTH.set(depth + 1);
                 TABLELESS.fetch_add(1, Ordering::SeqCst);
-                while FORKING.load(Ordering::SeqCst) {
+                while depth == 0 && must_wait() {
                     TABLELESS.fetch_sub(1, Ordering::SeqCst);
                     sys::yield_now();
                     TABLELESS.fetch_add(1, Ordering::SeqCst);
@@ -61,6 +77,7 @@ impl Drop for Cold {
                 table.cold.store(depth - 1, Ordering::Release);
             }
             None => {
+                DEPTH.set(DEPTH.get() - 1);
                 TABLELESS.fetch_sub(1, Ordering::Release);
             }
         }
@@ -80,6 +97,7 @@ unsafe extern "C" fn prepare() {
     while FORKING.swap(true, Ordering::SeqCst) {
         sys::yield_now();
     }
+    FORKER.set(true);
     fence(Ordering::SeqCst);
     let busy = || {
         TABLELESS.load(Ordering::Acquire) != 0
@@ -91,11 +109,13 @@ unsafe extern "C" fn prepare() {
 }
 
 unsafe extern "C" fn resume_parent() {
+    FORKER.set(false);
     FORKING.store(false, Ordering::SeqCst);
 }
 
 unsafe extern "C" fn resume_child() {
     debug_assert!(!table::idle_is_locked());
+    FORKER.set(false);
     FORKING.store(false, Ordering::SeqCst);
     // The other threads are gone; what they had belongs to the clients still.
     let own = thread::own_table();
