@@ -2,6 +2,10 @@
 //!
 //! The file is made when the first block is spilled. Freed extents are used
 //! again, first fit, and their disk space is given back where the system can.
+//!
+//! The file belongs to the process that made it. A forked child shares it with
+//! its parent, who goes on to use it: the child leaves it alone, makes one of
+//! its own, and cannot bring back what was spilled before the fork.
 
 use crate::sys;
 use std::collections::BTreeMap;
@@ -15,6 +19,7 @@ use std::sync::{Mutex, PoisonError};
 pub(super) struct Extent {
     offset: u64,
     len: u64,
+    process: u32,
 }
 
 /// See the module's description.
@@ -29,6 +34,22 @@ pub(super) struct SpillArea {
 struct SpillFile {
     file: File,
     space: Space,
+    process: u32,
+}
+
+impl Extent {
+    fn own(offset: u64, len: u64) -> Extent {
+        Extent {
+            offset,
+            len,
+            process: sys::process_id(),
+        }
+    }
+
+    /// Whether the extent lies in the file of a parent process.
+    fn is_inherited(&self) -> bool {
+        self.process != sys::process_id()
+    }
 }
 
 /// Which bytes of the file are free. Offsets to lengths; neighbours merged.
@@ -47,11 +68,11 @@ impl Space {
             if free > len {
                 self.free.insert(offset + len, free - len);
             }
-            return Some(Extent { offset, len });
+            return Some(Extent::own(offset, len));
         }
         let end = self.end.checked_add(len).filter(|&end| end <= limit)?;
         let offset = core::mem::replace(&mut self.end, end);
-        Some(Extent { offset, len })
+        Some(Extent::own(offset, len))
     }
 
     fn give(&mut self, extent: &Extent) {
@@ -87,11 +108,13 @@ impl SpillArea {
         use_file: impl FnOnce(&mut SpillFile) -> io::Result<T>,
     ) -> io::Result<T> {
         let mut slot = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let process = sys::process_id();
         let file = match &mut *slot {
-            Some(file) => file,
-            empty => empty.insert(SpillFile {
+            Some(file) if file.process == process => file,
+            none => none.insert(SpillFile {
                 file: sys::spill_file(&self.dir)?,
                 space: Space::default(),
+                process,
             }),
         };
         use_file(file)
@@ -99,7 +122,7 @@ impl SpillArea {
 
     /// Writes a block out. On any error the area is as it was.
     pub(super) fn write(&self, bytes: &[u8]) -> io::Result<Extent> {
-        self.with_file(|SpillFile { file, space }| {
+        self.with_file(|SpillFile { file, space, .. }| {
             let extent = space
                 .take(bytes.len() as u64, self.limit_bytes)
                 .ok_or_else(|| io::Error::from(io::ErrorKind::StorageFull))?;
@@ -119,6 +142,9 @@ impl SpillArea {
 
     /// Reads a block back. The extent stays taken.
     pub(super) fn read(&self, extent: &Extent, bytes: &mut [u8]) -> io::Result<()> {
+        if extent.is_inherited() {
+            return Err(io::Error::other("spilled before the process was forked"));
+        }
         self.with_file(|SpillFile { file, .. }| {
             file.seek(SeekFrom::Start(extent.offset))?;
             file.read_exact(bytes)
@@ -127,7 +153,10 @@ impl SpillArea {
 
     /// Gives the place of a block back.
     pub(super) fn free(&self, extent: &Extent) {
-        let freed = self.with_file(|SpillFile { file, space }| {
+        if extent.is_inherited() {
+            return;
+        }
+        let freed = self.with_file(|SpillFile { file, space, .. }| {
             sys::punch_hole(file, extent.offset, extent.len);
             space.give(extent);
             Ok(())
@@ -138,7 +167,10 @@ impl SpillArea {
     /// Bytes of the file in use.
     pub(super) fn used_bytes(&self) -> u64 {
         let slot = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        slot.as_ref().map_or(0, |file| {
+        let own = slot
+            .as_ref()
+            .filter(|file| file.process == sys::process_id());
+        own.map_or(0, |file| {
             file.space.end - file.space.free.values().sum::<u64>()
         })
     }
