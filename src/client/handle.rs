@@ -6,6 +6,7 @@ use crate::heap_block::{HeapBlock, change_owner};
 use crate::ledger::fork::Cold;
 use crate::ledger::reading::{self, Reading};
 use crate::ledger::{grant, retire, thread};
+use crate::owner::Tag;
 use crate::registry::REGISTRY;
 use crate::registry::budget::{BudgetNode, Refusal, Tree};
 use crate::registry::events::EventKind;
@@ -95,11 +96,17 @@ pub struct ClientUsage {
 pub struct Client {
     slot: &'static Slot,
     generation: u32,
+    /// The slot's, kept here so that entering does not touch the slot.
+    tag: Tag,
 }
 
 impl Client {
     pub(crate) fn new(slot: &'static Slot, generation: u32) -> Client {
-        Client { slot, generation }
+        Client {
+            slot,
+            generation,
+            tag: slot.tag(),
+        }
     }
 
     pub(crate) fn slot(&self) -> &'static Slot {
@@ -222,7 +229,7 @@ impl Client {
     #[inline]
     #[must_use = "the scope ends when the guard is dropped"]
     pub fn enter(&self) -> Scope {
-        Scope::enter(self.slot, self.generation)
+        Scope::enter(self.slot, self.tag, self.generation)
     }
 
     /// Runs `work` in a scope of this client. The end is a safe point.

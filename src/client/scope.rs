@@ -1,6 +1,7 @@
 //! Scopes: whose allocations a stretch of code makes.
 
 use crate::ledger::thread::{self, Entered};
+use crate::owner::Tag;
 use crate::registry::slot::Slot;
 use core::marker::PhantomData;
 
@@ -24,9 +25,9 @@ pub struct Scope {
 
 impl Scope {
     #[inline]
-    pub(crate) fn enter(slot: &'static Slot, generation: u32) -> Scope {
+    pub(crate) fn enter(slot: &'static Slot, tag: Tag, generation: u32) -> Scope {
         Scope {
-            entered: thread::enter(slot, generation),
+            entered: thread::enter(slot, tag, generation),
             _of_this_thread: PhantomData,
         }
     }

@@ -88,6 +88,17 @@ impl Account {
         Tag::from_bits(self.tag.load(Ordering::Relaxed))
     }
 
+    /// [`Account::tag`], read by the owning thread: a plain load, which the
+    /// comparison with a block's tag takes straight from memory.
+    ///
+    /// # Safety
+    /// The calling thread owns the account, or it is nobody's.
+    #[inline(always)]
+    pub(crate) unsafe fn own_tag(&self) -> Tag {
+        // SAFETY: only the owner stores here, and it is the caller.
+        Tag::from_bits(unsafe { *self.tag.as_ptr() })
+    }
+
     // --- the fast path: the owning thread, no lock ---------------------------
 
     /// Charges one block. One counter, one comparison, two statistics.
@@ -105,10 +116,9 @@ impl Account {
     /// Charges the growth of a block that exists. Otherwise as `charge`.
     #[inline(always)]
     pub(crate) fn raise(&self, size: u64) -> bool {
-        let balance = self.balance.load(Ordering::Relaxed).wrapping_add(size);
-        self.balance.store(balance, Ordering::Relaxed);
+        add(&self.balance, size);
         light_fence();
-        if balance > self.ceiling.load(Ordering::Relaxed) {
+        if self.balance.load(Ordering::Relaxed) > self.ceiling.load(Ordering::Relaxed) {
             return false;
         }
         add(&self.allocated, size);
@@ -126,9 +136,12 @@ impl Account {
     /// Refunds the shrinking of a block that lives on.
     #[inline(always)]
     pub(crate) fn lower(&self, size: u64) -> bool {
-        let (balance, below) = self.balance.load(Ordering::Relaxed).overflowing_sub(size);
-        self.balance.store(balance, Ordering::Relaxed);
-        !below
+        // SAFETY: the caller owns the account (its tag was compared, so it is
+        // not the one that fresh threads share), and nobody else stores to
+        // `balance`. A plain load is compared in memory, in one instruction.
+        let above = unsafe { *self.balance.as_ptr() } >= size;
+        add(&self.balance, size.wrapping_neg());
+        above
     }
 
     // --- the owner's cold path ------------------------------------------------

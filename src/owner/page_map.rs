@@ -145,6 +145,16 @@ pub(crate) fn get(address: usize) -> Tag {
     })
 }
 
+/// The recorded owner, forgotten at once; see [`clear`].
+#[inline]
+pub(crate) fn take(address: usize) -> Tag {
+    cell(address).map_or(Tag::NONE, |cell| {
+        let tag = Tag::from_bits(cell.load(Ordering::Relaxed));
+        cell.store(Tag::NONE.to_bits(), Ordering::Relaxed);
+        tag
+    })
+}
+
 /// Forgets the owner, before the block is given to the inner allocator: from
 /// then on the page may belong to somebody else. A second free finds nothing.
 #[inline]
