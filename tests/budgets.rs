@@ -225,11 +225,9 @@ fn churning_budgets_leave_nothing_behind() {
                         random = random.wrapping_mul(6364136223846793005).wrapping_add(1);
                         let size = (random >> 40) as usize % 5000 + 1;
                         let mut buffer = Vec::new();
-                        if buffer.try_reserve_exact(size).is_ok() {
-                            if random % 8 == 0 {
-                                assert!(live(client) <= LIMIT);
-                                drop(sender.try_send(buffer));
-                            }
+                        if buffer.try_reserve_exact(size).is_ok() && random.is_multiple_of(8) {
+                            assert!(live(client) <= LIMIT);
+                            drop(sender.try_send(buffer));
                         }
                     }
                     drop(scope);

@@ -1,7 +1,7 @@
 //! What one thread knows about one client: one balance, one ceiling.
 //!
 //! ```text
-//!   0                 balance                    ceiling = window
+//!   0                 balance                    window = ceiling - 1
 //!   |--------------------|--------------------------|
 //!     frees move left  <-+->  allocations move right
 //!   below 0: cold path      credit = window - balance     above: cold path
@@ -12,7 +12,8 @@
 //! path. `offset` shifts the window: the thread's net bytes with the client
 //! are `offset + balance`, and what it has drawn from the client's budget is
 //! `granted = offset + window`. Both may be negative (a thread that frees what
-//! others allocate); their difference, the unused credit, is not.
+//! others allocate); their difference, the unused credit, is not. The ceiling
+//! is the first balance that is too high, so that 0 bars every charge.
 //!
 //! Access rules:
 //!
@@ -118,7 +119,7 @@ impl Account {
     pub(crate) fn raise(&self, size: u64) -> bool {
         add(&self.balance, size);
         light_fence();
-        if self.balance.load(Ordering::Relaxed) > self.ceiling.load(Ordering::Relaxed) {
+        if self.balance.load(Ordering::Relaxed) >= self.ceiling.load(Ordering::Relaxed) {
             return false;
         }
         add(&self.allocated, size);
@@ -149,9 +150,9 @@ impl Account {
     /// Takes back the store of a charge that met the ceiling. The owner does
     /// this first, before any lock: a revoker that saw the attempt waits for it.
     ///
-    /// A fresh thread's account is shared by all of them. There only zero is
-    /// ever stored here, so that their racing attempts add up to something
-    /// positive, which its ceiling refuses.
+    /// A fresh thread's account is shared by all of them, and its balance
+    /// means nothing: its ceiling of 0 refuses whatever their racing attempts
+    /// add up to.
     pub(crate) fn withdraw(&self, size: u64) {
         let balance = if self.tag() == Tag::NEVER {
             0
@@ -185,7 +186,7 @@ impl Account {
         self.offset.store(net - balance as i64, Ordering::Relaxed);
         self.window.store(window, Ordering::Relaxed);
         self.balance.store(balance, Ordering::Relaxed);
-        self.ceiling.store(u64::from(window), Ordering::Relaxed);
+        self.ceiling.store(u64::from(window) + 1, Ordering::Relaxed);
     }
 
     /// Makes an unused account a client's. The owner, under the slot's lock.
@@ -319,7 +320,7 @@ impl Account {
     /// Lets the owner use what it has.
     pub(crate) fn unbar(&self) {
         self.ceiling
-            .store(u64::from(self.window()), Ordering::Relaxed);
+            .store(u64::from(self.window()) + 1, Ordering::Relaxed);
     }
 
     /// After [`Account::bar`] and a heavy fence: shrinks the window to what is

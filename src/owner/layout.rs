@@ -39,6 +39,41 @@ pub(crate) fn inner(layout: Layout) -> Layout {
     unsafe { Layout::from_size_align_unchecked(inner_size(layout.size()), layout.align()) }
 }
 
+/// The same pointer, of which the compiler knows nothing.
+///
+/// `__rust_alloc` and its kin are known to the compiler: what they return has
+/// the size that was asked for and no more, and what is stored into a block
+/// that goes straight to `__rust_dealloc` is dead. Both are wrong for the tag
+/// behind the block. That does not show while these functions are calls, but
+/// they can be inlined into the caller (and were: a read of the tag became a
+/// read of whatever a register held). So a block's pointer passes through here
+/// before its tag is read and after it was written. Costs no instruction.
+#[inline(always)]
+fn launder(block: *mut u8) -> *mut u8 {
+    #[cfg(any(
+        target_arch = "x86_64",
+        target_arch = "aarch64",
+        target_arch = "riscv64",
+        target_arch = "loongarch64"
+    ))]
+    {
+        let mut block = block;
+        // SAFETY: no instruction is emitted. To the compiler the register may
+        // change and memory may be read and written, which is the point.
+        unsafe {
+            core::arch::asm!("/* {0} */", inout(reg) block, options(nostack, preserves_flags));
+        }
+        block
+    }
+    #[cfg(not(any(
+        target_arch = "x86_64",
+        target_arch = "aarch64",
+        target_arch = "riscv64",
+        target_arch = "loongarch64"
+    )))]
+    core::hint::black_box(block)
+}
+
 /// Writes the tag behind a small block.
 ///
 /// # Safety
@@ -48,6 +83,7 @@ pub(crate) unsafe fn write_tag(block: *mut u8, size: usize, tag: Tag) {
     // SAFETY: the four bytes at `size` belong to the block (caller); the store
     // may be unaligned.
     unsafe { block.add(size).cast::<Tag>().write_unaligned(tag) }
+    launder(block);
 }
 
 /// Reads the tag behind a small block.
@@ -57,7 +93,7 @@ pub(crate) unsafe fn write_tag(block: *mut u8, size: usize, tag: Tag) {
 #[inline(always)]
 pub(crate) unsafe fn read_tag(block: *mut u8, size: usize) -> Tag {
     // SAFETY: `write_tag` initialised these bytes; any bit pattern is a `Tag`.
-    unsafe { block.add(size).cast::<Tag>().read_unaligned() }
+    unsafe { launder(block).add(size).cast::<Tag>().read_unaligned() }
 }
 
 #[cfg(test)]
