@@ -8,25 +8,6 @@ use tiered_allocator::{ClientOptions, Enforcement, Limit, Memory, TieredAllocato
 #[global_allocator]
 static HEAP: TieredAllocator = TieredAllocator::system();
 
-#[inline(never)]
-fn short_lives(seed: u64, rounds: u64) -> u64 {
-    let mut random = seed;
-    let mut kept = 0;
-    for _ in 0..rounds {
-        random = random.wrapping_mul(6364136223846793005).wrapping_add(1);
-        let size = (random >> 40) as usize % 5000 + 1;
-        let mut buffer: Vec<u8> = Vec::new();
-        kept += u64::from(buffer.try_reserve_exact(size).is_ok());
-        let boxed = Box::new(random);
-        kept += *boxed & 1;
-        if random.is_multiple_of(3) {
-            buffer.resize(size / 2 + 1, 1);
-            buffer.shrink_to_fit();
-        }
-    }
-    kept
-}
-
 #[test]
 fn short_lived_blocks_keep_their_owner() {
     let memory = Memory::new(1 << 30);
@@ -34,15 +15,31 @@ fn short_lived_blocks_keep_their_owner() {
         .max(Limit::Bytes(1 << 20))
         .enforcement(Enforcement::Strict);
     let client = memory.register("inlined", options).unwrap();
-    let (kept, short) = client
-        .run(|| (short_lives(1, 200_000), [0_u8; 100].to_vec().len()))
-        .unwrap();
-    assert!(kept >= 200_000);
-    assert_eq!(short, 100);
-    // Elsewhere too, where the block is not the current client's.
-    let theirs = client.run(|| vec![Box::new(7_u64); 50]).unwrap();
-    assert_eq!(client.usage().live_allocations, 51);
-    drop(theirs);
+    let (sender, receiver) = std::sync::mpsc::sync_channel::<Vec<u8>>(16);
+    std::thread::scope(|scope| {
+        for seed in 1..=2u64 {
+            let (client, sender) = (&client, sender.clone());
+            scope.spawn(move || {
+                let mut random = seed;
+                for _ in 0..500 {
+                    let scope = client.enter();
+                    for _ in 0..20 {
+                        random = random.wrapping_mul(6364136223846793005).wrapping_add(1);
+                        let size = (random >> 40) as usize % 5000 + 1;
+                        let mut buffer = Vec::new();
+                        // Most buffers are freed in the function that reserved
+                        // them, a few elsewhere.
+                        if buffer.try_reserve_exact(size).is_ok() && random.is_multiple_of(8) {
+                            drop(sender.try_send(buffer));
+                        }
+                    }
+                    drop(scope);
+                }
+            });
+        }
+        drop(sender);
+        scope.spawn(move || receiver.into_iter().for_each(drop));
+    });
     assert_eq!(client.usage().live_bytes, 0);
     assert_eq!(client.usage().live_allocations, 0);
 }
