@@ -31,3 +31,7 @@ pub use registry::{
     SubscriptionTier, Tier, TierPolicy,
 };
 pub use telemetry::{ClientSnapshot, Event, EventKind, ReclaimTotals, Snapshot, TierSnapshot};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeDoctests;
