@@ -1,0 +1,234 @@
+//! How it works, with diagrams.
+//!
+//! Names in `code` that are no links are private; each is in the file that the
+//! text names.
+//!
+//! # Layers
+//!
+//! ```text
+//!   TieredAllocator          Client  Scope  InClient     Memory  MemoryBlock     Snapshot  Event
+//!   allocator.rs             client/                     memory/  reclaim/       telemetry/
+//!        |                       |                           |                       |
+//!        +-----------+-----------+---------------------------+-----------------------+
+//!                    v
+//!   ledger/     accounts, threads, and the cold path between them and the budgets
+//!                    |
+//!          +---------+----------+
+//!          v                    v
+//!   registry/  slots, tiers,    owner/  tags and the page map
+//!              the tree of budgets
+//!          +---------+----------+
+//!                    v
+//!   sync.rs  atomics, fences, the short lock       sys/  the operating system
+//! ```
+//!
+//! Three rules keep the allocator out of trouble. It never allocates from
+//! itself: tables, leaves and slots are mapped from the system. It never calls
+//! the inner allocator under a lock. And it never holds two slots' locks at
+//! once.
+//!
+//! # The way of an allocation
+//!
+//! ```text
+//!   Vec::push
+//!      |  __rust_alloc(size, align)
+//!      v
+//!   +-----------------------------------------------------------------+
+//!   | 1  the thread's current account         one thread-local load   |
+//!   | 2  balance += size                      one store               |
+//!   |    balance > ceiling?  ---- yes ---> withdraw, cold path ----+  |
+//!   |    allocated += size, allocs += 1       statistics           |  |
+//!   +---------|----------------------------------------------------|--+
+//!             |                                   admitted         |
+//!             |<---------------------------------------------------+
+//!             |                                                    | refused
+//!   +---------v-------------------------------------+              v
+//!   | 3  the inner allocator: size + 4 if < 4 KiB   |            null
+//!   |    null? --> undo the charge, return null     |
+//!   | 4  owner tag: behind the block if < 4 KiB,    |
+//!   |    else in the cell of its page               |
+//!   +---------|-------------------------------------+
+//!             v
+//!       the address, exactly as the inner allocator gave it
+//! ```
+//!
+//! `dealloc` goes the other way: the tag names the owner; its account is the
+//! current one, or the one at the owner's home in the thread's table, or else
+//! found (or opened) in the cold path; `balance -= size`, and a balance that
+//! falls below zero goes to the cold path, too. `realloc` charges the growth to
+//! the block's owner first, whoever is current, and refunds a shrinkage last.
+//! Refused, it leaves block, tag and books as they were.
+//!
+//! # The window of an account
+//!
+//! An account is what one thread knows about one client, one cache line
+//! (`ledger/account.rs`). It has a balance inside a window:
+//!
+//! ```text
+//!   0                       balance                        ceiling = window
+//!   |--------------------------|------------------------------|
+//!   |     frees move it left <-+-> allocations move it right  |
+//!   |                          |<--------- credit ----------->|
+//!   below 0: give credit back                    above: draw credit
+//!
+//!   the thread's net bytes with the client     offset + balance
+//!   what it has drawn from the budget          offset + window
+//!   unused credit                              window - balance
+//! ```
+//!
+//! Net bytes may be negative: a thread that frees what others allocate. Credit
+//! is not. When the cold path draws or returns credit it moves the window:
+//! room for `batch` bytes of allocations on the right and as much for frees on
+//! the left, where `batch` is 1/64 of the room left in the client's budgets and
+//! 64 KiB at most. So the last bytes of a budget are handed out one request at a
+//! time, and a thread's credit never exceeds 128 KiB.
+//!
+//! # How a request that meets the ceiling is decided
+//!
+//! ```text
+//!   charge_cold
+//!      |  first allocation of the thread? --> give it a table, try again
+//!      v
+//!   lock the client's slot
+//!      |  removed? ------------------------> Strict: null; else charged to nobody
+//!      v
+//!   fits within client, tier and memory? --> yes: charge, move the window
+//!      |  no
+//!      |-- the client's own limit ---> would the credit of its other threads
+//!      |                               make it fit? take it back, try again
+//!      |-- tier or memory -----------> take back the credit of all clients of
+//!      |                               the memory, try again (8 rounds at most)
+//!      v
+//!   enforcement:  Strict    null
+//!                 Graceful  charge the headroom, at most `overdraft`; else null
+//!                 Observe   charge whatever the limits say, and count it
+//! ```
+//!
+//! A request larger than the client's limit disturbs nobody. Each refusal is
+//! counted and leaves an event.
+//!
+//! # The tree of budgets
+//!
+//! ```text
+//!   total
+//!   +----------------------------------------+------------------+
+//!   | usable (80 %)                    root  | headroom (20 %)  |
+//!   +----------------------------------------+------------------+
+//!          ^  max(guarantee, charged - overdrawn)     ^ overdrawn
+//!          |                                          |
+//!   +------+------+  aggregate limits                 |
+//!   | tier | tier |                                   |
+//!   +------+------+                                   |
+//!      ^       ^                                      |
+//!   +--+--+ +--+--+  max, guarantee                   |
+//!   |slot | |slot | ----------------------------------+
+//!   +-----+ +-----+
+//!      ^ charged = settled net + what the threads have drawn
+//!   +--+------+---------+
+//!   | account | account |   one for each thread that works for the client
+//!   +---------+---------+
+//! ```
+//!
+//! What the upper nodes hold for a client is the greater of its guarantee and
+//! its charge. So a guarantee is reserved at registration, and a charge within
+//! it cannot be refused by tier or memory. Overdrafts are paid back first,
+//! before anything borrowed is.
+//!
+//! A charge goes upward by compare-and-swap, tier before root, and back if the
+//! root refuses. While such a charge may still be taken back it could be in the
+//! way of another one that fits; each limited tier therefore counts charges
+//! begun and open, and a refusal that overlapped with one is tried again.
+//!
+//! # Owner tags and the page map
+//!
+//! ```text
+//!   a block below 4 KiB                    a block of 4 KiB and more
+//!   +------------------------+-----+       address >> 12 = page
+//!   | the user's bytes       | tag |         |
+//!   +------------------------+-----+         v
+//!                                          root: 2^18 entries, static
+//!   tag                                      | page >> 18
+//!   31        30 .. 22       21 .. 0         v
+//!   +---------+-------------+-------+      leaf: 2^18 tags, 1 MiB, mapped when
+//!   | sampled | check bits  | index |      first used, covers 1 GiB
+//!   +---------+-------------+-------+
+//! ```
+//!
+//! Two blocks of at least 4 KiB cannot start in the same page, so a cell belongs
+//! to one block. The check bits follow from the index; a tag in which they do
+//! not agree ends the process. So does, for a page-mapped block, an empty cell:
+//! it was freed before.
+//!
+//! A leaf may have to be mapped when a block moves to a new range of addresses,
+//! and after a `realloc` it is too late to fail. So a `realloc` that ends in the
+//! page map takes a spare leaf first, or copies by hand.
+//!
+//! # The life of a client's id
+//!
+//! ```text
+//!              register: generation + 1, guarantee charged
+//!   +------+ -----------------------------------------------> +--------+
+//!   | Free |                                                  | Active |
+//!   +------+                                                  +--------+
+//!      ^                                                          |
+//!      | nothing left: live bytes 0,                              | remove_client, or the
+//!      | charged 0, no scope, no hold                             | memory's end: no new
+//!      |                      +---------+                         | charges; guarantee and
+//!      +--------------------- | Retired | <-----------------------+ unused credit go back
+//!                             +---------+
+//! ```
+//!
+//! A slot is never unmapped: a late free may write to it at any time. Nothing
+//! tells when a retired client's last byte goes, since that would cost every
+//! free something. Retired clients are looked at a few at a time whenever one
+//! is registered or removed, and all of them by the reclaimer. The accounts of
+//! a closed client stay where they are; the next generation starts from the
+//! negated sum of what they show.
+//!
+//! A handle ([`Client`](crate::Client)) is a slot and a generation. It keeps
+//! nothing alive, and one of an older generation finds nothing.
+//!
+//! # The life of a thread
+//!
+//! ```text
+//!   +-------+   first allocation    +----------+   thread exit   +----------+
+//!   | fresh | --------------------> | attached | --------------> | detached |
+//!   +-------+                       | (table)  |                 +----------+
+//!       |                           +----------+                      ^
+//!       +-- no memory for a table, or no exit hook to be had ---------+
+//! ```
+//!
+//! The thread-local is `const`-initialised and has no destructor, so that access
+//! never fails. A fresh thread points to one static account that belongs to
+//! nobody and whose ceiling is zero: its first allocation goes to the cold path
+//! without a test on the fast one. A table has 16,384 places of 64 bytes; a
+//! client's home is its index modulo that, and the next three are tried. If
+//! none is free, an account that no scope points to is settled and makes room;
+//! if there is none either, the thread charges that client without an account.
+//!
+//! At thread exit the accounts are settled into their slots, unused credit goes
+//! back, and the table goes to the next thread. A detached thread (in
+//! destructors that run later still) settles each call with the slots directly.
+//! Scopes entered before its exit are void then.
+//!
+//! # A fork
+//!
+//! A child inherits one thread and the locks of all. So everybody announces the
+//! cold path, `fork` waits until nobody is in it, and in the child the accounts
+//! of the threads that are gone are settled. The reclaimer thread is not there
+//! in the child; `tick` and `reclaim_unused_memory` do its work.
+//!
+//! # The life of a block
+//!
+//! ```text
+//!                     pin, pin_mut: any number of readers or one writer
+//!                          ^ v
+//!   allocate_for_client --> resident --spill----> spilled ----pin---> resident
+//!      (charged)            (charged) \           (not charged)       (charged again,
+//!                                      \                               or PinError)
+//!                                       discard-> discarded --renew-> resident, zeroed
+//! ```
+//!
+//! Pages come from the system, not from the global allocator, so that they can
+//! be given back alone. Whether the bytes are there and whether a pin lives is
+//! decided under one lock: a pinned block is never touched.

@@ -1,0 +1,118 @@
+//! What is not seen, what it costs, what differs between platforms.
+//!
+//! # What is not charged
+//!
+//! - What the inner allocator takes beyond the request: size classes,
+//!   fragmentation, caches, and the owner tags themselves. Clients are charged
+//!   what was asked for. [`Snapshot`](crate::Snapshot) has the process' resident
+//!   set beside the sums.
+//! - What does not come through the global allocator: `malloc` in C libraries,
+//!   `mmap`, thread stacks, `System` used by name, other processes.
+//! - What this crate itself maps: accounts, page map, slots.
+//! - What is allocated outside any scope: *unattributed*, counted, bound by no
+//!   budget.
+//!
+//! # What cannot be detected
+//!
+//! - **An overrun that misses the tag.** The tag is behind the user's bytes.
+//!   Overwritten, it names no client and the process aborts at the next `free`
+//!   or `realloc` of the block; a random value passes for a tag with a
+//!   probability of 2⁻¹⁰ at most, and then some other client's books are wrong.
+//! - **A double free of a small block in release builds**, unless the inner
+//!   allocator has overwritten the tag. Debug builds erase the tag; cells of the
+//!   page map are always erased.
+//! - **Who uses a byte.** Who allocates pays, until it is moved with
+//!   [`Client::adopt`](crate::Client::adopt) or
+//!   [`MemoryBlock::charge_to`](crate::MemoryBlock::charge_to). What a request
+//!   leaves in a cache stays charged to its client; see
+//!   [`untracked`](crate::untracked).
+//! - **Who started a thread or a task.** It starts outside any scope:
+//!   [`Client::spawn`](crate::Client::spawn),
+//!   [`in_client`](crate::InClientExt::in_client).
+//! - **A scope that is leaked** with `mem::forget`: its thread goes on charging
+//!   the client, and the client's id is not used again.
+//! - **Scopes left out of order**, more than 32 deep. Up to that depth they may
+//!   be left in any order.
+//!
+//! # What limits do not do
+//!
+//! - **`Strict` on stable Rust aborts infallible code.** A null from `alloc` is
+//!   all that the allocator can say, and `Vec::push` answers it with an abort.
+//!   With the feature `unwind` and a nightly toolchain such code unwinds to
+//!   [`Client::run`](crate::Client::run) or the poll of its future, except while
+//!   the thread is panicking already: then the request is granted beyond the
+//!   limit.
+//! - **`Graceful` is cooperative, and bounded by the headroom.** Nothing stops a
+//!   client between two safe points. When the headroom is gone its requests are
+//!   refused as if it were strict, also if the usable part has room: overdrafts
+//!   come out of the headroom alone.
+//! - **`Observe` has no bound**, not even the memory's total.
+//! - **Close to a limit charges are slower.** The batches shrink to nothing
+//!   there, and each charge takes the client's lock.
+//! - **A limit lowered below what is charged** takes nothing back. New charges
+//!   are refused until enough was freed.
+//! - **The limits of all clients may add up to more than there is.** Only
+//!   guarantees are reserved.
+//! - **A change of a tier** reaches its clients when they next come to it.
+//! - **Heap memory is never taken from its owner.** Only blocks are, if they
+//!   have at least a page, no pin, and were idle for long enough.
+//!
+//! # Figures
+//!
+//! - They are exact when no thread is working for the client, and otherwise of
+//!   no single moment; never negative, never above what is charged.
+//! - `peak_bytes` is the highest charge, which includes unused credit of at most
+//!   128 KiB a thread: an upper bound of the highest live bytes.
+//! - `used` counts every live heap byte as resident. Only for blocks is it
+//!   measured.
+//! - A [`Snapshot`](crate::Snapshot) reads every account of every client: its
+//!   cost grows with both. The figures of one client cost a look into each
+//!   thread's table.
+//! - The latest 1,024 [events](crate::Event) are kept.
+//!
+//! # Spilling
+//!
+//! - Bytes are written in the clear, to a file without a name that only this
+//!   process can open (mode 0600).
+//! - The default directory is the system's for temporary files. If that is a
+//!   `tmpfs`, the bytes stay in memory and are charged to nobody: choose another
+//!   with [`MemoryBuilder::spill_dir`](crate::MemoryBuilder::spill_dir).
+//! - Coming back takes a charge. A client that used its budget otherwise gets
+//!   [`PinError::QuotaExceeded`](crate::PinError), and the block stays spilled.
+//! - A pin of a spilled block reads the whole block, on the calling thread.
+//!
+//! # Costs
+//!
+//! | | |
+//! |---|---|
+//! | a block below 4 KiB | 4 bytes of the inner allocator |
+//! | a block of 4 KiB and more | one cell of 4 bytes in the page map |
+//! | the page map | 1 MiB of addresses for each GiB of addresses in which such blocks ever were, physical memory as touched, never unmapped |
+//! | a thread | 1 MiB of addresses for its table; one page for each 64 neighbouring clients it works for |
+//! | a client | at most 192 bytes, never unmapped, plus its name; used again by later clients |
+//! | a memory | one thread, unless built with `background(false)` |
+//! | a free of another thread's or another client's block | as any other, once the thread has an account for that client |
+//! | a thread that works for more than 16,384 clients in turn | accounts are settled and opened again; where scopes hold all four places that a client may have, each call takes the client's lock |
+//!
+//! # Numbers
+//!
+//! At most 4,194,303 clients at once, retired ones included; 32 tiers in a
+//! memory; 48-bit addresses; generations wrap after 2³² clients on one index.
+//!
+//! # Platforms
+//!
+//! - **64-bit Linux and Android**: everything. `membarrier` needs Linux 4.14; if
+//!   it is refused, threads hold no credit and every charge takes the client's
+//!   lock. A filter that starts to refuse it later leaves credit stranded in its
+//!   threads: a request may then be refused although up to 128 KiB a thread
+//!   would be free.
+//! - **Other Unix**: a full fence in each allocation. The resident set of the
+//!   process is not known; space in the spill file is used again, but given back
+//!   to the disk only when the memory ends.
+//! - **Elsewhere**: what the standard library can do. No spilling (a block whose
+//!   tier wants it stays); discarding clears a block but keeps its pages; every
+//!   mapped byte counts as resident; thread exit is seen by a thread-local
+//!   destructor, so what other destructors do after it is settled call by call.
+//! - A process that has used up all `pthread` keys works without accounts: each
+//!   call takes the client's lock.
+//! - `vfork`, and `clone` without the C library, bypass the hooks around `fork`.

@@ -1,0 +1,12 @@
+//! Design notes, for those who want to know why before they trust it.
+//!
+//! - [`implementation`]: how it works, with diagrams;
+//! - [`orderings`]: every atomic, and why its ordering suffices;
+//! - [`limitations`]: what is not seen, what it costs, what differs between
+//!   platforms.
+//!
+//! These modules hold no code.
+
+pub mod implementation;
+pub mod limitations;
+pub mod orderings;
