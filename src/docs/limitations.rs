@@ -49,6 +49,9 @@
 //! - **`Observe` has no bound**, not even the memory's total.
 //! - **Close to a limit charges are slower.** The batches shrink to nothing
 //!   there, and each charge takes the client's lock.
+//! - **The soft limit** is looked at by safe points alone, and helps only where
+//!   blocks of the client are idle and its tier does not keep them. It waits
+//!   100 ms at most, and not at all without a reclaimer thread.
 //! - **A limit lowered below what is charged** takes nothing back. New charges
 //!   are refused until enough was freed.
 //! - **The limits of all clients may add up to more than there is.** Only
