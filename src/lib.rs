@@ -14,6 +14,7 @@
 //! | **credit** | bytes that a thread drew from a client's budget in advance and has not used. |
 //! | **owner tag** | how a block of the heap remembers who pays for it. |
 //! | **charge**, **refund** | take bytes from a budget, give them back. |
+//! | **request budget** | a limit for one piece of a client's work, inside the client's own. See [`Budget`]. |
 //! | **usable part**, **headroom** | limits are counted in the usable part of a memory's total; what goes past a limit comes out of the rest. |
 //! | **block** | a large buffer of a client that can be reclaimed while idle. See [`MemoryBlock`]. |
 //! | **pin** | access to a block's bytes, which stay while it lives. See [`Pin`], [`PinMut`]. |
@@ -53,6 +54,7 @@
 //! | install the allocator | [`TieredAllocator`] |
 //! | set up budgets, tiers and clients | [`Memory`], [`MemoryBuilder`], [`TierPolicy`], [`ClientOptions`], [`Limit`], [`Enforcement`] |
 //! | charge code to a client | [`Client::run`], [`Client::enter`], [`Client::spawn`], [`InClientExt::in_client`], [`untracked`] |
+//! | limit one request of a client | [`Client::budget`], [`Budget`] |
 //! | stop a client that is over its quota | [`Client::checkpoint`], [`OverQuota`], [`QuotaExceeded`] |
 //! | pass memory from one client to another | [`Client::adopt`], [`MemoryBlock::charge_to`] |
 //! | have large buffers that may be taken while idle | [`Memory::allocate_for_client`], [`MemoryBlock`], [`ReclaimPolicy`] |

@@ -24,8 +24,8 @@
 //!
 //! Three rules keep the allocator out of trouble. It never allocates from
 //! itself: tables, leaves and slots are mapped from the system. It never calls
-//! the inner allocator under a lock. And it never holds two slots' locks at
-//! once.
+//! the inner allocator under a lock. And it takes a second slot's lock only
+//! upwards, a request budget's before its client's.
 //!
 //! # The way of an allocation
 //!
@@ -94,18 +94,22 @@
 //!      v
 //!   fits within client, tier and memory? --> yes: charge, move the window
 //!      |  no
+//!      |-- larger than the limit ----> nobody is disturbed
 //!      |-- the client's own limit ---> would the credit of its other threads
 //!      |                               make it fit? take it back, try again
+//!      |-- with request budgets -----> take back the credit of the client and
+//!      |                               its budgets, try again (8 rounds at most)
 //!      |-- tier or memory -----------> take back the credit of all clients of
 //!      |                               the memory, try again (8 rounds at most)
 //!      v
 //!   enforcement:  Strict    null
-//!                 Graceful  charge the headroom, at most `overdraft`; else null
+//!                 Graceful  past a request budget, within the client's limits;
+//!                           else out of the headroom, at most `overdraft`;
+//!                           else null
 //!                 Observe   charge whatever the limits say, and count it
 //! ```
 //!
-//! A request larger than the client's limit disturbs nobody. Each refusal is
-//! counted and leaves an event.
+//! Each refusal is counted and leaves an event.
 //!
 //! # The tree of budgets
 //!
@@ -128,6 +132,11 @@
 //!   | account | account |   one for each thread that works for the client
 //!   +---------+---------+
 //! ```
+//!
+//! A request budget is a slot below a client's (or below another request
+//! budget's). What is charged to it is charged to the slots above by the same
+//! step, under their locks; it has a limit but reserves nothing, and once it has
+//! ended only the client's limits bind what still lives of it.
 //!
 //! What the upper nodes hold for a client is the greater of its guarantee and
 //! its charge. So a guarantee is reserved at registration, and a charge within
@@ -180,7 +189,8 @@
 //!
 //! A slot is never unmapped: a late free may write to it at any time. Nothing
 //! tells when a retired client's last byte goes, since that would cost every
-//! free something. Retired clients are looked at a few at a time whenever one
+//! free something. An ended request budget goes the same way, to be looked at
+//! when the next one is made. Retired clients are looked at a few at a time whenever one
 //! is registered or removed, and all of them by the reclaimer. The accounts of
 //! a closed client stay where they are; the next generation starts from the
 //! negated sum of what they show.

@@ -70,7 +70,8 @@
 //!   measured.
 //! - A [`Snapshot`](crate::Snapshot) reads every account of every client: its
 //!   cost grows with both. The figures of one client cost a look into each
-//!   thread's table.
+//!   thread's table, and while it has request budgets a look at every account of
+//!   the process.
 //! - The latest 1,024 [events](crate::Event) are kept.
 //!
 //! # Spilling
@@ -99,7 +100,8 @@
 //!
 //! # Numbers
 //!
-//! At most 4,194,303 clients at once, retired ones included; 32 tiers in a
+//! At most 4,194,303 clients and request budgets at once, retired ones included;
+//! 32 tiers in a
 //! memory; 48-bit addresses; generations wrap after 2³² clients on one index.
 //!
 //! # Platforms

@@ -92,6 +92,7 @@
 //! | `ledger/fork.rs` | `cold`, `TABLELESS`, `FORKING` | `SeqCst` fences | Dekker's pattern: announce, fence, look; either the thread sees the fork or the fork sees the thread. Leaving stores with `Release`, waiting loads with `Acquire` |
 //! | `registry/slot.rs` | everything written under the lock | `Relaxed` | the lock orders it |
 //! | | `state`, `generation` | `Release` / `Acquire` | read without the lock by handles |
+//! | | `parent`, `children` | `Release` / `Acquire` to come and go | a request budget has its parent before its first account, and loses it after the last is barred |
 //! | | `sequence` | odd, release fence; even with `Release`; read with `Acquire`, acquire fence | a seqlock: a torn set of figures is noticed. The figures are atomics, so no figure is torn |
 //! | | `holds` | `SeqCst` fences | Dekker's pattern against `state`: add, fence, look at the state; store the state, fence, look at the holds |
 //! | | settled totals | `Relaxed` read-modify-writes | sums; nobody derives anything else from them |
