@@ -140,8 +140,8 @@
 //!
 //! What the upper nodes hold for a client is the greater of its guarantee and
 //! its charge. So a guarantee is reserved at registration, and a charge within
-//! it cannot be refused by tier or memory. Overdrafts are paid back first,
-//! before anything borrowed is.
+//! it cannot be refused by tier or memory. What is freed pays overdrafts back
+//! first, and a safe point moves out of the overdraft what has come to fit.
 //!
 //! A charge goes upward by compare-and-swap, tier before root, and back if the
 //! root refuses. While such a charge may still be taken back it could be in the
@@ -189,9 +189,9 @@
 //!
 //! A slot is never unmapped: a late free may write to it at any time. Nothing
 //! tells when a retired client's last byte goes, since that would cost every
-//! free something. An ended request budget goes the same way, to be looked at
-//! when the next one is made. Retired clients are looked at a few at a time whenever one
-//! is registered or removed, and all of them by the reclaimer. The accounts of
+//! free something. Retired clients are looked at a few at a time whenever one is
+//! registered or removed, and all of them by the reclaimer; ended request
+//! budgets when the next one is made. The accounts of
 //! a closed client stay where they are; the next generation starts from the
 //! negated sum of what they show.
 //!
@@ -224,8 +224,9 @@
 //! # A fork
 //!
 //! A child inherits one thread and the locks of all. So everybody announces the
-//! cold path, `fork` waits until nobody is in it, and in the child the accounts
-//! of the threads that are gone are settled. The reclaimer thread is not there
+//! cold path, `fork` waits until nobody else is in it, and in the child the
+//! accounts of the threads that are gone are settled. The forking thread itself
+//! goes on: other libraries' fork handlers may allocate. The reclaimer thread is not there
 //! in the child; `tick` and `reclaim_unused_memory` do its work.
 //!
 //! # The life of a block

@@ -85,6 +85,9 @@
 //!   [`PinError::QuotaExceeded`](crate::PinError), and the block stays spilled.
 //! - A pin of a spilled block reads the whole block, on the calling thread.
 //!
+//! - A forked child cannot bring back what its parent had spilled: the file is
+//!   the parent's. What the child spills goes to a file of its own.
+//!
 //! # Costs
 //!
 //! | | |
