@@ -1,5 +1,5 @@
 //! Blocks across `fork`: a child must not touch what its parent has spilled.
-#![cfg(target_os = "linux")]
+#![cfg(all(target_os = "linux", not(tiered_allocator_portable)))]
 
 use std::sync::Arc;
 use std::time::Duration;

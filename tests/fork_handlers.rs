@@ -1,5 +1,5 @@
 //! A fork handler of another library may allocate, whenever it runs.
-#![cfg(target_os = "linux")]
+#![cfg(all(target_os = "linux", not(tiered_allocator_portable)))]
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::sync::atomic::{AtomicU32, Ordering};
