@@ -36,7 +36,7 @@
 //!   +-----------------------------------------------------------------+
 //!   | 1  the thread's current account         one thread-local load   |
 //!   | 2  balance += size                      one store               |
-//!   |    balance > ceiling?  ---- yes ---> withdraw, cold path ----+  |
+//!   |    balance >= ceiling? ---- yes ---> withdraw, cold path ----+  |
 //!   |    allocated += size, allocs += 1       statistics           |  |
 //!   +---------|----------------------------------------------------|--+
 //!             |                                   admitted         |
@@ -65,7 +65,7 @@
 //! (`ledger/account.rs`). It has a balance inside a window:
 //!
 //! ```text
-//!   0                       balance                        ceiling = window
+//!   0                       balance                    window = ceiling - 1
 //!   |--------------------------|------------------------------|
 //!   |     frees move it left <-+-> allocations move it right  |
 //!   |                          |<--------- credit ----------->|

@@ -12,9 +12,9 @@
 //!   O1  balance = b + s                     R1  ceiling = 0
 //!       light fence                             heavy fence
 //!   O2  c = ceiling                         R2  u = balance
-//!       b + s <= c: the charge stands           window = min(u, window)
+//!       b + s < c: the charge stands            window = min(u, window)
 //!       else: balance = b (withdraw)            the rest goes back to the budget
-//!                                           R3  ceiling = window
+//!                                           R3  ceiling = window + 1
 //! ```
 //!
 //! **Claim.** If the charge stands, the revoker leaves its bytes alone: it is
@@ -76,9 +76,9 @@
 //! # The account nobody has
 //!
 //! A fresh thread's account is a static that all fresh threads share, and they
-//! do store to its balance. Only attempts are stored there, and zero by
-//! `withdraw`; its ceiling is zero. An attempt of at least one byte is above the
-//! ceiling whatever the others do, so it is always turned to the cold path.
+//! do store to its balance. What their racing attempts add up to there means
+//! nothing: no balance is below its ceiling of zero, so each of them is turned to
+//! the cold path.
 //!
 //! # Everything else
 //!
