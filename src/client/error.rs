@@ -70,6 +70,9 @@ pub enum RegisterError {
         /// The name.
         name: String,
     },
+    /// There is no client to rename.
+    #[error(transparent)]
+    Unknown(#[from] UnknownClient),
     /// Its limits make no sense.
     #[error(transparent)]
     Config(#[from] ConfigError),

@@ -1,7 +1,7 @@
 //! [`Client`]: a handle to a registered tenant.
 
 use super::error::{OverQuota, QuotaExceeded, RegisterError};
-use super::scope::Scope;
+use super::scope::{Scope, untracked};
 use crate::heap_block::{HeapBlock, change_owner};
 use crate::ledger::fork::Cold;
 use crate::ledger::reading::{self, Reading};
@@ -468,15 +468,17 @@ impl Client {
         retire::try_close(self.slot, self.generation)
     }
 
-    /// The limits in force, in bytes: `max`, soft limit, guarantee.
+    /// The limits in force, in bytes: `max`, soft limit, guarantee. All 0 once
+    /// nothing of the client is left.
     pub fn limits(&self) -> (u64, u64, u64) {
-        let limits = self.slot.limits();
-        (limits.max, limits.soft, limits.guarantee)
+        self.locked(|locked| locked.slot().limits())
+            .map_or((0, 0, 0), |own| (own.max, own.soft, own.guarantee))
     }
 
-    /// What happens beyond `max`.
+    /// What happens beyond `max`: `Strict` once nothing of the client is left.
     pub fn enforcement(&self) -> Enforcement {
-        self.slot.limits().enforcement
+        self.locked(|locked| locked.slot().limits().enforcement)
+            .unwrap_or(Enforcement::Strict)
     }
 
     /// Gives the client another name, under the lock of its memory's names.
@@ -548,11 +550,17 @@ pub(crate) fn usage(slot: &Slot, reading: Reading) -> ClientUsage {
 pub(crate) fn quota_exceeded(slot: &'static Slot, refusal: Refusal) -> QuotaExceeded {
     let client = Client::new(slot, slot.generation());
     let unknown = || Arc::from("?");
+    // Not at the cost of a client that has nothing left to pay with.
+    let (client, tier) = untracked(|| {
+        let tier = client.tier().map(|tier| tier.shared_name());
+        (
+            client.name().unwrap_or_else(unknown),
+            tier.unwrap_or_else(unknown),
+        )
+    });
     QuotaExceeded {
-        client: client.name().unwrap_or_else(unknown),
-        tier: client
-            .tier()
-            .map_or_else(unknown, |tier| tier.shared_name()),
+        client,
+        tier,
         requested: refusal.requested,
         charged: refusal.charged,
         limit: refusal.limit,

@@ -221,7 +221,7 @@ impl Memory {
                     name: new_name.to_owned(),
                 });
             }
-            let client = names.remove(name).ok_or(RegisterError::Removed)?;
+            let client = names.remove(name).ok_or_else(|| unknown(name))?;
             let new_name: Arc<str> = new_name.into();
             let old_name = client.rename(Arc::clone(&new_name));
             names.insert(new_name, client);
@@ -310,8 +310,8 @@ impl Memory {
                 return Ok(());
             }
             Ok(_) => DeallocateReason::WrongClient(WrongClient {
-                owner: block.client().name().unwrap_or_else(|| "?".into()),
-                named: name.to_owned(),
+                owner: untracked(|| block.client().name().unwrap_or_else(|| "?".into())),
+                named: untracked(|| name.to_owned()),
             }),
             Err(unknown) => DeallocateReason::UnknownClient(unknown),
         };
@@ -452,7 +452,7 @@ pub struct MemoryUsage {
 }
 
 fn unknown(name: &str) -> UnknownClient {
-    UnknownClient {
+    untracked(|| UnknownClient {
         name: name.to_owned(),
-    }
+    })
 }

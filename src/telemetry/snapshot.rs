@@ -6,7 +6,7 @@ use crate::ledger::{reading, thread};
 use crate::memory::{MemoryUsage, Shared};
 use crate::registry::{Enforcement, REGISTRY};
 use crate::sys;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -129,9 +129,12 @@ pub(crate) fn take_snapshot(shared: &Shared, memory: MemoryUsage) -> Snapshot {
         .map(|(name, client)| of(name, &client))
         .collect();
     clients.sort_by(|a, b| a.name.cmp(&b.name));
+    // A client may have been removed since the names were copied.
+    let named: HashSet<ClientId> = clients.iter().map(|client| client.id).collect();
     let retired = shared
         .retired()
         .into_iter()
+        .filter(|client| !named.contains(&client.id()))
         .filter_map(|client| Some(of(client.name()?, &client)))
         .collect();
     let tiers = policies

@@ -1,0 +1,56 @@
+//! The process' heap, and raw blocks of it for tests in which a refusal must
+//! be seen and not end the process.
+
+#![allow(dead_code, reason = "each test binary uses a part of this")]
+
+use std::alloc::{GlobalAlloc, Layout};
+use tiered_allocator::{Client, ClientOptions, Enforcement, Limit, Memory, TieredAllocator};
+
+#[global_allocator]
+pub static HEAP: TieredAllocator = TieredAllocator::system();
+
+/// A heap block, charged to whoever is current when it is made.
+#[derive(Debug)]
+pub struct Bytes(*mut u8, Layout);
+
+// SAFETY: a `Bytes` owns its block, and the heap takes it back on any thread.
+unsafe impl Send for Bytes {}
+
+impl Bytes {
+    pub fn new(size: usize) -> Option<Bytes> {
+        let layout = Layout::from_size_align(size, 1).unwrap();
+        assert!(size > 0);
+        // SAFETY: the size is not zero.
+        let at = unsafe { HEAP.alloc(layout) };
+        (!at.is_null()).then(|| Bytes(at, layout))
+    }
+
+    /// As `new`, in a scope of `client`.
+    pub fn of(client: &Client, size: usize) -> Option<Bytes> {
+        let _scope = client.enter();
+        Bytes::new(size)
+    }
+}
+
+impl Drop for Bytes {
+    fn drop(&mut self) {
+        // SAFETY: allocated by `new` with this layout.
+        unsafe { HEAP.dealloc(self.0, self.1) };
+    }
+}
+
+/// An Enterprise client with this `max` and enforcement.
+pub fn client(memory: &Memory, name: &str, max: u64, enforcement: Enforcement) -> Client {
+    let options = ClientOptions::new(tiered_allocator::SubscriptionTier::Enterprise)
+        .max(Limit::Bytes(max))
+        .enforcement(enforcement);
+    memory.register(name, options).unwrap()
+}
+
+/// A memory without a thread: it does nothing that the test does not ask for.
+pub fn quiet(total_bytes: u64) -> Memory {
+    Memory::builder(total_bytes)
+        .background(false)
+        .build()
+        .unwrap()
+}
