@@ -109,6 +109,13 @@ impl Client {
         }
     }
 
+    /// The handle of the client that has or had this id.
+    pub(crate) fn with_id(id: ClientId) -> Option<Client> {
+        REGISTRY
+            .slot(id.index)
+            .map(|slot| Client::new(slot, id.generation))
+    }
+
     pub(crate) fn slot(&self) -> &'static Slot {
         self.slot
     }

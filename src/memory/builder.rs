@@ -132,12 +132,12 @@ impl MemoryBuilder {
                 limit: LARGEST,
             });
         }
-        let usable = Limit::Share(self.usable).resolve(self.total_bytes);
-        if usable.is_none_or(|bytes| bytes == 0) {
-            return Err(ConfigError::ShareOutOfRange {
-                what: "the usable part",
-                share: self.usable,
-            });
+        let what = "the usable part";
+        let share = self.usable;
+        match Limit::Share(share).resolve(self.total_bytes) {
+            None => return Err(ConfigError::ShareOutOfRange { what, share }),
+            Some(0) => return Err(ConfigError::ZeroLimit { what }),
+            Some(_) => {}
         }
         let intervals = [
             ("the reclaim interval", self.intervals.reclaim),

@@ -185,7 +185,7 @@ impl Memory {
                 Ok(generation) => {
                     slot.set_overrides(override_mask(&options));
                     let client = Client::new(slot, generation);
-                    names.insert(name, client.clone());
+                    names.insert(name, client.id());
                     Ok(client)
                 }
                 Err(refusal) => {
@@ -204,7 +204,9 @@ impl Memory {
     /// There is no such client.
     pub fn remove_client(&self, name: &str) -> Result<(), UnknownClient> {
         let removed = self.shared.names_mut().remove(name);
-        let client = removed.ok_or_else(|| unknown(name))?;
+        let client = removed
+            .and_then(Client::with_id)
+            .ok_or_else(|| unknown(name))?;
         self.shared.retire(client);
         Ok(())
     }
@@ -221,10 +223,11 @@ impl Memory {
                     name: new_name.to_owned(),
                 });
             }
-            let client = names.remove(name).ok_or_else(|| unknown(name))?;
+            let id = names.remove(name).ok_or_else(|| unknown(name))?;
             let new_name: Arc<str> = new_name.into();
-            let old_name = client.rename(Arc::clone(&new_name));
-            names.insert(new_name, client);
+            let old_name =
+                Client::with_id(id).and_then(|client| client.rename(Arc::clone(&new_name)));
+            names.insert(new_name, id);
             drop(names);
             drop(old_name);
             Ok(())
@@ -236,8 +239,8 @@ impl Memory {
     /// # Errors
     /// There is none.
     pub fn client(&self, name: &str) -> Result<Client, UnknownClient> {
-        let client = self.shared.names().get(name).cloned();
-        client.ok_or_else(|| unknown(name))
+        let id = self.shared.names().get(name).copied();
+        id.and_then(Client::with_id).ok_or_else(|| unknown(name))
     }
 
     /// Clients registered at the moment.

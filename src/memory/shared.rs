@@ -2,7 +2,7 @@
 
 use super::block::BlockState;
 use super::spill::SpillArea;
-use crate::client::{Client, untracked};
+use crate::client::{Client, ClientId, untracked};
 use crate::clock::Clock;
 use crate::ledger::retire::sweep_ended;
 use crate::registry::budget::Tree;
@@ -12,8 +12,8 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-/// Names to clients.
-pub(crate) type Names = HashMap<Arc<str>, Client>;
+/// Names to clients, by id: half the size of a handle.
+pub(crate) type Names = HashMap<Arc<str>, ClientId>;
 
 /// Retired clients looked at whenever one is added or removed: enough to keep
 /// up, few enough that the cost does not grow with their number.
@@ -163,7 +163,7 @@ impl Shared {
             }
         }
         let names = core::mem::take(&mut *self.names_mut());
-        for client in names.into_values() {
+        for client in names.into_values().filter_map(Client::with_id) {
             if client.retire() && !client.try_close() {
                 // Nobody will look at it again but its own last use.
                 Orphans::adopt(client);

@@ -122,7 +122,7 @@ pub(crate) fn take_snapshot(shared: &Shared, memory: MemoryUsage) -> Snapshot {
     let names: Vec<(Arc<str>, Client)> = shared
         .names()
         .iter()
-        .map(|(name, client)| (Arc::clone(name), client.clone()))
+        .filter_map(|(name, &id)| Some((Arc::clone(name), Client::with_id(id)?)))
         .collect();
     let mut clients: Vec<ClientSnapshot> = names
         .into_iter()
