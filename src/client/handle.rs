@@ -368,7 +368,7 @@ impl Client {
     fn over_quota(&self) -> Result<(), QuotaExceeded> {
         grant::collect_with_budgets(self.slot);
         let figures = self.locked(|locked| {
-            locked.repay_overdraft();
+            locked.cover_overdraft();
             (self.slot.overdrawn() > 0).then(|| {
                 let figures = locked.figures();
                 locked.record(EventKind::Cancelled, figures);
@@ -398,15 +398,16 @@ impl Client {
     /// The tier is unknown, its guarantee does not fit, or the client was
     /// removed. Nothing is changed then.
     pub fn set_tier(&self, tier: impl Into<Tier>) -> Result<(), RegisterError> {
-        let tier = tier.into();
-        let tree = self.tree()?;
-        let (place, policy) = tree.policies.find(&tier)?;
-        let _alone = tree.policies.change();
-        let overrides = self.slot.overrides();
-        let limits = tree
-            .policies
-            .carry_over(&policy, self.slot.limits(), overrides)?;
-        self.change(&tree, place, limits, overrides)
+        untracked(|| {
+            let tree = self.tree()?;
+            let (place, policy) = tree.policies.find(&tier.into())?;
+            let _alone = tree.policies.change();
+            let overrides = self.slot.overrides();
+            let limits = tree
+                .policies
+                .carry_over(&policy, self.slot.limits(), overrides)?;
+            self.change(&tree, place, limits, overrides)
+        })
     }
 
     /// Gives the client this tier and these limits of its own, in place of
@@ -415,12 +416,14 @@ impl Client {
     /// # Errors
     /// As [`Client::set_tier`], and limits that make no sense.
     pub fn configure(&self, options: impl Into<ClientOptions>) -> Result<(), RegisterError> {
-        let options = options.into();
-        let tree = self.tree()?;
-        let (place, policy) = tree.policies.find(&options.tier)?;
-        let limits = tree.policies.limits(&policy, &options)?;
-        let _alone = tree.policies.change();
-        self.change(&tree, place, limits, override_mask(&options))
+        untracked(|| {
+            let options = options.into();
+            let tree = self.tree()?;
+            let (place, policy) = tree.policies.find(&options.tier)?;
+            let limits = tree.policies.limits(&policy, &options)?;
+            let _alone = tree.policies.change();
+            self.change(&tree, place, limits, override_mask(&options))
+        })
     }
 
     pub(super) fn tree(&self) -> Result<Arc<Tree>, RegisterError> {

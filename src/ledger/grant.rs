@@ -264,14 +264,18 @@ fn beyond(
         Enforcement::Strict => Err(locked.refuse(refusal)),
         Enforcement::Graceful => {
             let client = locked.slot().client();
-            let was_over = client.overdrawn() > 0 || locked.slot().is_over_budget();
+            let slot = locked.slot();
+            let is_over = || client.overdrawn() > 0 || slot.is_over_budget();
+            let was_over = is_over();
+            // What others hold and do not use is no reason to overdraw.
+            revoke::unused_of_others(locked, account);
             let past_request = refusal.node == BudgetNode::Request
                 && try_admit(locked, account, size, asks, Reach::PastRequests).is_ok();
             if !past_request {
                 try_admit(locked, account, size, asks, Reach::Headroom)
                     .map_err(|_| locked.refuse(refusal))?;
             }
-            if !was_over {
+            if !was_over && is_over() {
                 locked.record(EventKind::Overdraft, refusal);
             }
             Ok(())

@@ -50,11 +50,20 @@ pub(super) fn within_client(locked: &mut Locked, own: Option<&Account>, size: u6
         })
         .sum();
     let max = locked.slot().limits().max;
-    let needed = locked.slot().charged().saturating_sub(own_credit) + size;
+    let spent = locked.slot().charged().saturating_sub(own_credit);
+    let needed = spent.saturating_add(size);
     if others == 0 || needed.saturating_sub(others) > max {
         return false;
     }
     seize(locked, own) > 0
+}
+
+/// Returns the unused credit of all threads but the caller's, if there is any.
+pub(super) fn unused_of_others(locked: &mut Locked, own: Option<&Account>) {
+    let is_own = |account: &Account| own.is_some_and(|own| core::ptr::eq(own, account));
+    if accounts_of(locked).any(|account| !is_own(account) && account.credit() != 0) {
+        seize(locked, own);
+    }
 }
 
 /// Returns all unused credit of the client, the calling thread's included.

@@ -136,7 +136,7 @@ impl Memory {
     /// answer may be ignored; [`Memory::register`] is the same as a plain
     /// `Result`.
     pub fn add_client(&self, name: &str, tier: impl Into<Tier>) -> Registration {
-        Registration(self.register(name, ClientOptions::new(tier)))
+        Registration(self.register(name, untracked(|| ClientOptions::new(tier))))
     }
 
     /// Registers a client by name.
@@ -150,8 +150,8 @@ impl Memory {
         name: &str,
         options: impl Into<ClientOptions>,
     ) -> Result<Client, RegisterError> {
-        let options = options.into();
         untracked(|| {
+            let options = options.into();
             self.shared.sweep_some();
             Orphans::sweep();
             let (tier, policy) = self.shared.tree.policies.find(&options.tier)?;
@@ -387,8 +387,8 @@ impl Memory {
         MemoryUsage {
             total_bytes: self.shared.total_bytes,
             usable_bytes: tree.root.limit(),
-            charged_bytes: tree.root.charged(),
-            overdrawn_bytes: tree.headroom.charged(),
+            charged_bytes: tree.charged(),
+            overdrawn_bytes: tree.overdrawn(),
             spilled_bytes: self.shared.spilled_now_bytes(),
         }
     }

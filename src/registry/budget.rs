@@ -6,8 +6,9 @@
 //! difference that a change of `charged` makes to that. Invariants:
 //!
 //! - Σ over the tier's clients of `max(guarantee, charged - overdrawn)` =
-//!   `tier.charged`, and the same over all clients = `root.charged`.
-//! - Σ over clients of `overdrawn` = `headroom.charged`.
+//!   `tier.charged`, and the same over all clients, plus `lent`, =
+//!   `root.charged`.
+//! - Σ over clients of `overdrawn` = `headroom.charged + lent`.
 //! - `charged <= limit` at every node that nobody forced (an observed client,
 //!   or a limit lowered below what was charged).
 //!
@@ -161,6 +162,8 @@ pub(crate) struct Tree {
     pub(crate) root: Node,
     /// Overdrafts, against the rest of the total.
     pub(crate) headroom: Node,
+    /// Overdrafts for which the headroom was too small; part of `root.charged`.
+    lent: AtomicU64,
     pub(crate) tiers: [Node; MAX_TIERS],
     /// Held while credit is taken back from several clients, so that two such
     /// walks do not undo each other.
@@ -184,6 +187,7 @@ impl Tree {
             bell: Bell::default(),
             root: Node::new(usable),
             headroom: Node::new(headroom),
+            lent: AtomicU64::new(0),
             tiers: [const { Node::new(UNLIMITED) }; MAX_TIERS],
             revoking: Lock::new(()),
         }
@@ -206,10 +210,7 @@ impl Tree {
                 self.root.force(bytes);
                 Ok(())
             }
-            Reach::Headroom => self
-                .headroom
-                .charge(bytes)
-                .map_err(refusal(BudgetNode::Memory, bytes)),
+            Reach::Headroom => self.lend(bytes),
             Reach::Limits | Reach::PastRequests => loop {
                 match self.charge_within(node, bytes) {
                     Ok(()) => return Ok(()),
@@ -259,9 +260,52 @@ impl Tree {
         }
     }
 
-    /// Gives back an overdraft.
-    pub(crate) fn refund_headroom(&self, bytes: u64) {
-        self.headroom.refund(bytes);
+    /// Lends `bytes` past the limits: out of the headroom, and when that is
+    /// used up out of what is free below the limits, guarantees left alone.
+    /// So nothing is refused to a graceful client while the total is not
+    /// exhausted.
+    fn lend(&self, bytes: u64) -> Result<(), Refusal> {
+        let spare = self.headroom.room().min(bytes);
+        for from_headroom in [bytes, spare] {
+            if self.headroom.charge(from_headroom).is_err() {
+                continue;
+            }
+            let from_root = bytes - from_headroom;
+            match self.root.charge(from_root) {
+                Ok(()) => {
+                    self.lent.fetch_add(from_root, Ordering::Relaxed);
+                    return Ok(());
+                }
+                Err(_) => self.headroom.refund(from_headroom),
+            }
+        }
+        Err(refusal(BudgetNode::Memory, bytes)((
+            self.root.charged().saturating_add(self.headroom.charged()),
+            self.root.limit().saturating_add(self.headroom.limit()),
+        )))
+    }
+
+    /// Gives back what was lent: first what others may need.
+    pub(crate) fn repay(&self, bytes: u64) {
+        let lent = self
+            .lent
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |lent| {
+                Some(lent - lent.min(bytes))
+            });
+        let to_root = lent.unwrap_or(0).min(bytes);
+        self.root.refund(to_root);
+        self.headroom.refund(bytes - to_root);
+    }
+
+    /// Charged or reserved within the limits, by all clients together.
+    pub(crate) fn charged(&self) -> u64 {
+        let lent = self.lent.load(Ordering::Relaxed);
+        self.root.charged().saturating_sub(lent)
+    }
+
+    /// Overdrafts of all clients together.
+    pub(crate) fn overdrawn(&self) -> u64 {
+        self.headroom.charged() + self.lent.load(Ordering::Relaxed)
     }
 
     /// Moves `bytes` from one tier's sum to another's. The bytes exist, so the
@@ -369,7 +413,27 @@ mod tests {
         assert!(tree.charge(0, u64::MAX, Reach::Limits).is_err());
         assert!(tree.charge(0, u64::MAX, Reach::Headroom).is_err());
         assert_eq!(tree.root.charged(), 10);
-        assert_eq!(tree.headroom.charged(), 0);
+        assert_eq!(tree.overdrawn(), 0);
+    }
+
+    #[test]
+    fn overdrafts_use_the_headroom_first_and_give_it_back_last() {
+        let tree = Tree::new(100, 20);
+        tree.charge(0, 30, Reach::Limits).unwrap();
+        tree.charge(0, 15, Reach::Headroom).unwrap();
+        assert_eq!((tree.headroom.charged(), tree.root.charged()), (15, 30));
+        // More than the headroom has left: the rest is lent from the limits.
+        tree.charge(0, 25, Reach::Headroom).unwrap();
+        assert_eq!((tree.headroom.charged(), tree.root.charged()), (20, 50));
+        assert_eq!(tree.overdrawn(), 40);
+        // The total is the end, and a refusal changes nothing.
+        let refused = tree.charge(0, 51, Reach::Headroom).unwrap_err();
+        assert_eq!((refused.charged, refused.limit), (70, 120));
+        assert_eq!(tree.overdrawn(), 40);
+        tree.repay(30);
+        assert_eq!((tree.headroom.charged(), tree.root.charged()), (10, 30));
+        tree.repay(10);
+        assert_eq!(tree.overdrawn(), 0);
     }
 
     /// Pitfall 3: subtract, then test, lets others in while a refused request

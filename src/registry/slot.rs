@@ -27,6 +27,7 @@
 
 use super::budget::{self, BudgetNode, Reach, Refusal, Tree, UNLIMITED};
 use super::events::EventKind;
+use super::policies::LARGEST;
 use super::tier::Enforcement;
 use crate::owner::Tag;
 use crate::sync::{AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Lock, Ordering, Relax};
@@ -497,7 +498,8 @@ impl Locked {
             _ if is_request => UNLIMITED,
             Reach::PastRequests => limits.max,
             Reach::Headroom => limits.max.saturating_add(limits.overdraft),
-            Reach::Observed => UNLIMITED,
+            // What no process can address would only wrap the sums above.
+            Reach::Observed => LARGEST,
         };
         let refused = |charged| Refusal {
             node: if is_request {
@@ -533,9 +535,17 @@ impl Locked {
         } else if let Some(tree) = self.tree() {
             let tier = slot.tier();
             if reach == Reach::Headroom {
-                tree.charge(tier, grown - charged, reach)?;
-                slot.overdrawn
-                    .store(overdrawn + (grown - charged), Ordering::Relaxed);
+                let wanted = grown - charged;
+                let (fits, lifted) = self.fitting(tree, charged - overdrawn, wanted);
+                let mut lent = wanted - fits;
+                tree.charge(tier, lent, reach)?;
+                if tree.charge(tier, lifted, Reach::Limits).is_err() {
+                    // Somebody was faster.
+                    tree.charge(tier, fits, reach)
+                        .inspect_err(|_| tree.repay(lent))?;
+                    lent = wanted;
+                }
+                slot.overdrawn.store(overdrawn + lent, Ordering::Relaxed);
             } else {
                 let guarantee = slot.guarantee.load(Ordering::Relaxed);
                 let above = budget::lifted(guarantee, charged - overdrawn, grown - overdrawn);
@@ -547,6 +557,32 @@ impl Locked {
             slot.peak.store(grown, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    /// How many of `wanted` bytes fit the limits on top of `own`, and by how
+    /// much they would lift the budgets above.
+    fn fitting(&self, tree: &Tree, own: u64, wanted: u64) -> (u64, u64) {
+        let limits = self.slot.limits();
+        let above = tree
+            .room(self.slot.tier())
+            .saturating_add(limits.guarantee.saturating_sub(own));
+        let fits = wanted.min(limits.max.saturating_sub(own)).min(above);
+        (fits, budget::lifted(limits.guarantee, own, own + fits))
+    }
+
+    /// Moves as much of an overdraft as fits the limits by now from the
+    /// headroom to the budgets: overdrawn is what is really beyond.
+    pub(crate) fn cover_overdraft(&self) {
+        let slot = self.slot;
+        let overdrawn = slot.overdrawn();
+        let Some(tree) = self.tree().filter(|_| overdrawn > 0) else {
+            return;
+        };
+        let (covered, lifted) = self.fitting(tree, slot.charged() - overdrawn, overdrawn);
+        if tree.charge(slot.tier(), lifted, Reach::Limits).is_ok() {
+            tree.repay(covered);
+            slot.overdrawn.store(overdrawn - covered, Ordering::Relaxed);
+        }
     }
 
     /// Gives `bytes` back: first what was overdrawn, then what was borrowed,
@@ -561,7 +597,7 @@ impl Locked {
         } else if let Some(tree) = self.tree() {
             let repaid = bytes.min(overdrawn);
             if repaid > 0 {
-                tree.refund_headroom(repaid);
+                tree.repay(repaid);
                 slot.overdrawn.store(overdrawn - repaid, Ordering::Relaxed);
             }
             let guarantee = slot.guarantee.load(Ordering::Relaxed);
@@ -570,27 +606,7 @@ impl Locked {
             tree.refund(slot.tier(), budget::lifted(guarantee, after, before));
         }
         slot.charged.store(charged - bytes, Ordering::Relaxed);
-    }
-
-    /// Moves what has come to fit into the budgets by now out of the overdraft.
-    pub(crate) fn repay_overdraft(&mut self) {
-        let slot = self.slot;
-        let overdrawn = slot.overdrawn();
-        let own = slot.charged() - overdrawn;
-        let guarantee = slot.guarantee.load(Ordering::Relaxed);
-        let Some(tree) = self.tree() else {
-            return;
-        };
-        let room = tree
-            .room(slot.tier())
-            .saturating_add(guarantee.saturating_sub(own));
-        let max = slot.max.load(Ordering::Relaxed);
-        let fits = overdrawn.min(max.saturating_sub(own)).min(room);
-        let above = budget::lifted(guarantee, own, own + fits);
-        if tree.charge(slot.tier(), above, Reach::Limits).is_ok() {
-            tree.refund_headroom(fits);
-            slot.overdrawn.store(overdrawn - fits, Ordering::Relaxed);
-        }
+        self.cover_overdraft();
     }
 
     pub(crate) fn add_block_bytes(&mut self, bytes: i64) {
