@@ -95,7 +95,10 @@ impl Reclaimer {
                 let desk = Arc::clone(&desk);
                 std::thread::Builder::new()
                     .name("tiered-reclaimer".to_owned())
-                    .spawn(move || desk.serve())
+                    .spawn(move || {
+                        let _gone = Gone(&desk);
+                        desk.serve();
+                    })
                     .ok()
             })
             .flatten();
@@ -163,6 +166,17 @@ impl fmt::Debug for Reclaimer {
     }
 }
 
+/// Tells whoever waits for the thread that it is gone, also when a clock of
+/// the host's making has made it panic.
+struct Gone<'desk>(&'desk Desk);
+
+impl Drop for Gone<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.orders).stop = true;
+        self.0.changed.notify_all();
+    }
+}
+
 impl Desk {
     /// The thread's whole life.
     fn serve(&self) {
@@ -179,8 +193,9 @@ impl Desk {
     fn time_to_next(&self) -> Duration {
         let now = self.shared.now();
         let last = *lock(&self.last);
-        let reclaim = (last.reclaim + self.intervals.reclaim).saturating_sub(now);
-        let sample = (last.sample + self.intervals.sample).saturating_sub(now);
+        let due = |last: Duration, interval| last.saturating_add(interval).saturating_sub(now);
+        let reclaim = due(last.reclaim, self.intervals.reclaim);
+        let sample = due(last.sample, self.intervals.sample);
         reclaim.min(sample)
     }
 

@@ -132,7 +132,8 @@ impl Limit {
             Limit::Bytes(bytes) => Some(bytes),
             Limit::Unlimited => Some(UNLIMITED),
             Limit::Share(share) if (0.0..=1.0).contains(&share) => {
-                Some((usable_bytes as f64 * share) as u64)
+                // A total beyond 2^53 may round up on its way to `f64`.
+                Some(((usable_bytes as f64 * share) as u64).min(usable_bytes))
             }
             Limit::Share(_) => None,
         }
