@@ -90,6 +90,7 @@ impl Reclaimer {
                 sample: now,
             }),
         });
+        desk.shared.tree.bell.staff(background);
         let thread = background
             .then(|| {
                 let desk = Arc::clone(&desk);
@@ -102,7 +103,9 @@ impl Reclaimer {
                     .ok()
             })
             .flatten();
-        desk.shared.tree.bell.staff(thread.is_some());
+        if thread.is_none() {
+            desk.shared.tree.bell.staff(false);
+        }
         Reclaimer {
             desk,
             thread: Mutex::new(thread),
@@ -172,8 +175,7 @@ struct Gone<'desk>(&'desk Desk);
 
 impl Drop for Gone<'_> {
     fn drop(&mut self) {
-        lock(&self.0.orders).stop = true;
-        self.0.changed.notify_all();
+        self.0.shared.tree.bell.stop();
     }
 }
 
