@@ -270,3 +270,27 @@ fn busy_neighbours_never_cause_a_refusal_at_a_shared_limit() {
     });
     assert_eq!(refused.load(Ordering::Relaxed), 0);
 }
+
+/// Scopes may be left in any order. However deep they nest, what is current is
+/// a scope that is open: an account that no scope points to may become another
+/// client's.
+#[test]
+#[serial]
+fn a_scope_that_was_left_never_becomes_current_again() {
+    let memory = memory_of(64 << 20);
+    let outer = client(&memory, "outer", 1 << 20, Enforcement::Graceful);
+    let inner = client(&memory, "inner", 1 << 20, Enforcement::Graceful);
+    for deep in [1, 10, 31, 32, 33, 34, 50] {
+        let mut scopes: Vec<_> = Vec::with_capacity(100);
+        scopes.extend((0..deep).map(|_| outer.enter()));
+        let early = inner.enter();
+        let late = inner.enter();
+        drop(early);
+        drop(late);
+        assert_eq!(Client::current(), Some(outer.clone()), "{deep}");
+        while let Some(scope) = scopes.pop() {
+            drop(scope);
+            assert_eq!(Client::current().is_some(), !scopes.is_empty(), "{deep}");
+        }
+    }
+}

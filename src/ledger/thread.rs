@@ -45,13 +45,16 @@ pub(crate) struct Thread {
     current: Cell<*const Account>,
     table: Cell<Option<&'static Table>>,
     depth: Cell<u32>,
-    /// Scopes among `scopes` that ended before one inside them did.
+    /// Scopes among `scopes` that ended before one inside them did, and one
+    /// more if `disordered`.
     ended: Cell<u32>,
     /// Grows when the thread loses its table: scopes from before are void.
     epoch: Cell<u32>,
     /// The client of a thread that charges without an account.
     tableless: Cell<Tag>,
     attached_once: Cell<bool>,
+    /// Whether a scope too deep to be remembered was left before one inside it.
+    disordered: Cell<bool>,
     scopes: [Cell<Charged>; REMEMBERED],
     /// Current while the thread has no account for its client.
     nobody: Account,
@@ -67,6 +70,7 @@ thread_local! {
             epoch: Cell::new(0),
             tableless: Cell::new(UNATTRIBUTED),
             attached_once: Cell::new(false),
+            disordered: Cell::new(false),
             scopes: [const { Cell::new(Charged::ENDED) }; REMEMBERED],
             nobody: Account::nobody(),
         }
@@ -236,12 +240,22 @@ impl Thread {
             // Left before a scope inside it was: that one goes on.
             place.set(Charged::ENDED);
             self.ended.set(self.ended.get() + 1);
+        } else if !self.disordered.replace(true) {
+            self.ended.set(self.ended.get() + 1);
         }
         entered.charged.unpin();
     }
 
     fn unwind_to(&self, entered: &Entered) {
         let mut depth = entered.depth as usize;
+        if self.disordered.get() {
+            // What was charged before may have been left by now. The innermost
+            // scope that is remembered has not, or says so.
+            depth = depth.min(REMEMBERED);
+        }
+        if depth <= REMEMBERED && self.disordered.replace(false) {
+            self.ended.set(self.ended.get() - 1);
+        }
         while depth > 0 && self.scopes.get(depth - 1).map(Cell::get) == Some(Charged::ENDED) {
             depth -= 1;
             self.ended.set(self.ended.get() - 1);
