@@ -62,11 +62,13 @@ pub(crate) fn charge_cold(size: u64) -> Option<Tag> {
     let _cold = Cold::enter(table);
     match admit(slot, account, size, Asks::Block) {
         Ok(()) => Some(tag),
-        // The client was removed while its scope is still open. Code that may
-        // see a null sees one; other code must not die of it.
+        // The thread is panicking, or the client was removed while its scope is
+        // still open. Code that may see a null sees one; other code must not
+        // die of it.
         Err(refusal)
-            if refusal.node == BudgetNode::Removed
-                && slot.limits().enforcement != Enforcement::Strict =>
+            if unwind::must_not_refuse() && size <= LARGEST_BYTES
+                || refusal.node == BudgetNode::Removed
+                    && slot.limits().enforcement != Enforcement::Strict =>
         {
             charge_unattributed(size);
             Some(thread::UNATTRIBUTED)
@@ -257,11 +259,7 @@ fn beyond(
     refusal: Refusal,
 ) -> Result<(), Refusal> {
     match locked.slot().limits().enforcement {
-        // A refusal would end a thread that is unwinding, and the process.
-        Enforcement::Strict if unwind::must_not_refuse() => {
-            try_admit(locked, account, size, asks, Reach::Observed)
-        }
-        Enforcement::Strict => Err(locked.refuse(refusal)),
+        Enforcement::Strict => refuse_or_spare(locked, account, size, asks, refusal),
         Enforcement::Graceful => {
             let client = locked.slot().client();
             let slot = locked.slot();
@@ -271,9 +269,8 @@ fn beyond(
             revoke::unused_of_others(locked, account);
             let past_request = refusal.node == BudgetNode::Request
                 && try_admit(locked, account, size, asks, Reach::PastRequests).is_ok();
-            if !past_request {
-                try_admit(locked, account, size, asks, Reach::Headroom)
-                    .map_err(|_| locked.refuse(refusal))?;
+            if !past_request && try_admit(locked, account, size, asks, Reach::Headroom).is_err() {
+                return refuse_or_spare(locked, account, size, asks, refusal);
             }
             if !was_over && is_over() {
                 locked.record(EventKind::Overdraft, refusal);
@@ -285,6 +282,26 @@ fn beyond(
             locked.record(EventKind::Observed, refusal);
             try_admit(locked, account, size, asks, Reach::Observed)
         }
+    }
+}
+
+/// The refusal, unless the thread is panicking. A panic allocates: its message,
+/// its backtrace, what destructors do; refused, it would end the process, or
+/// wait for ever for the lock that backtraces are printed under. So new blocks
+/// are then charged to nobody (see [`charge_cold`]), and growth is granted.
+fn refuse_or_spare(
+    locked: &mut Locked,
+    account: Option<&Account>,
+    size: u64,
+    asks: Asks,
+    refusal: Refusal,
+) -> Result<(), Refusal> {
+    match asks {
+        Asks::Growth if unwind::must_not_refuse() => {
+            try_admit(locked, account, size, asks, Reach::Observed)
+        }
+        Asks::Block if unwind::must_not_refuse() => Err(refusal),
+        _ => Err(locked.refuse(refusal)),
     }
 }
 

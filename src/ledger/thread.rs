@@ -407,6 +407,7 @@ fn detach() {
         thread.epoch.set(thread.epoch.get().wrapping_add(1));
         thread.depth.set(0);
         thread.ended.set(0);
+        thread.disordered.set(false);
         thread.set_current(Charged::tableless(UNATTRIBUTED));
         let _cold = fork::Cold::enter(None);
         grant::settle_table(table);
