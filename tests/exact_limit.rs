@@ -215,12 +215,14 @@ fn drift_after_ten_million_cross_thread_operations_is_zero() {
                 let mut random = seed + 1;
                 for round in 0..2_500usize {
                     let mut batch = Vec::with_capacity(1000);
-                    let _scope = clients[round % 3].enter();
+                    let scope = clients[round % 3].enter();
                     for _ in 0..1000 {
                         random = random.wrapping_mul(6364136223846793005).wrapping_add(1);
                         let size = (random >> 40) as usize % 300 + 1;
                         batch.push(Block::new(size).unwrap());
                     }
+                    // The channel allocates what outlives the thread's part.
+                    drop(scope);
                     sender.send(batch).unwrap();
                 }
             });

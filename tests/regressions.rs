@@ -294,3 +294,17 @@ fn a_scope_that_was_left_never_becomes_current_again() {
         }
     }
 }
+
+/// "Never" is an interval, too.
+#[test]
+#[serial]
+fn the_longest_interval_does_not_end_the_reclaimer() {
+    let memory = Memory::builder(1 << 30)
+        .reclaim_every(std::time::Duration::MAX)
+        .sample_every(std::time::Duration::MAX)
+        .build()
+        .unwrap();
+    memory.tick();
+    memory.tick();
+    assert!(memory.has_reclaimer_thread());
+}
