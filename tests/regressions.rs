@@ -233,10 +233,11 @@ fn busy_neighbours_never_cause_a_refusal_at_a_shared_limit() {
     let large = memory.register("large", "tight").unwrap();
     let stop = AtomicBool::new(false);
     let refused = AtomicU64::new(0);
+    let busy = AtomicU64::new(0);
     std::thread::scope(|scope| {
         for number in 0..NEIGHBOURS {
             let client = memory.register(&format!("n{number}"), "tight").unwrap();
-            let (stop, refused) = (&stop, &refused);
+            let (stop, refused, busy) = (&stop, &refused, &busy);
             scope.spawn(move || {
                 let mut random = number as u64 + 1;
                 let mut held: Vec<Block> = Vec::with_capacity(4096);
@@ -252,6 +253,7 @@ fn busy_neighbours_never_cause_a_refusal_at_a_shared_limit() {
                         Some(block) => {
                             held.push(block);
                             bytes += size;
+                            busy.fetch_add(1, Ordering::Relaxed);
                         }
                         None => {
                             refused.fetch_add(1, Ordering::Relaxed);
@@ -261,7 +263,7 @@ fn busy_neighbours_never_cause_a_refusal_at_a_shared_limit() {
             });
         }
         let _scope = large.enter();
-        for _ in 0..3_000 {
+        while busy.load(Ordering::Relaxed) < 300_000 {
             if Block::new(LARGE).is_none() {
                 refused.fetch_add(1, Ordering::Relaxed);
             }

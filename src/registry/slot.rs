@@ -30,7 +30,6 @@ use super::events::EventKind;
 use super::policies::LARGEST;
 use super::tier::Enforcement;
 use crate::owner::Tag;
-use crate::sync::light_fence;
 use crate::sync::{AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Lock, Ordering, Relax};
 use core::cell::UnsafeCell;
 use core::ptr;
