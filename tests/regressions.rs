@@ -263,7 +263,7 @@ fn busy_neighbours_never_cause_a_refusal_at_a_shared_limit() {
             });
         }
         let _scope = large.enter();
-        while busy.load(Ordering::Relaxed) < 300_000 {
+        while busy.load(Ordering::Relaxed) < 1_000_000 {
             if Block::new(LARGE).is_none() {
                 refused.fetch_add(1, Ordering::Relaxed);
             }

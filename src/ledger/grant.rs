@@ -14,13 +14,33 @@ use crate::registry::budget::{BudgetNode, Reach, Refusal, Tree, batch};
 use crate::registry::events::EventKind;
 use crate::registry::slot::{Locked, NO_GENERATION, Slot, State, Totals};
 use crate::registry::{Enforcement, REGISTRY};
+use crate::sync::Ordering;
 use crate::sys;
 use crate::unwind;
 use core::ptr;
+use std::sync::Arc;
 
 /// How often a charge goes back to take credit from others before it accepts
 /// a refusal by a tier or a memory.
-const ROUNDS: usize = 8;
+const ROUNDS: usize = 64;
+
+/// A request waits to try again; see [`Tree::waiting`].
+struct Waiting(Arc<Tree>);
+
+impl Waiting {
+    fn begin(tree: Arc<Tree>) -> Waiting {
+        // Before the walk that takes credit back: whoever draws credit after
+        // that walk has passed its slot's lock sees this.
+        tree.waiting.fetch_add(1, Ordering::SeqCst);
+        Waiting(tree)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// The largest request that is looked at: more than any address space holds,
 /// and far enough from the ends of the counters that no sum reaches them.
@@ -193,6 +213,8 @@ fn admit(
         settle_unattributed(account, size, asks);
         return Ok(());
     }
+    let mut waiting = None;
+    let mut found_nothing = false;
     for round in 1.. {
         let mut locked = slot.lock();
         if asks == Asks::Block && !takes_new_blocks(slot) {
@@ -224,18 +246,24 @@ fn admit(
         } else if round < ROUNDS {
             // Credit of other slots may be in the way: of the request budgets
             // of the same client, or of other clients.
-            let tree = locked.share_tree();
+            if waiting.is_none() {
+                waiting = locked.share_tree().map(Waiting::begin);
+            }
             drop(locked);
             let client = slot.client();
             let family = |other: &'static Slot| !by_itself || ptr::eq(other.client(), client);
-            if tree.is_some_and(|tree| revoke::within_tree(&tree, family)) {
+            let returned = waiting
+                .as_ref()
+                .is_some_and(|Waiting(tree)| revoke::within_tree(tree, family));
+            // What was found may be another's by now, and what was not may
+            // have been taken back by another: once more.
+            if returned || !found_nothing {
+                found_nothing = !returned;
                 continue;
             }
             locked = slot.lock();
-            if (asks == Asks::Growth || takes_new_blocks(slot))
-                && try_admit(&mut locked, account, size, asks, Reach::Limits).is_ok()
-            {
-                return Ok(());
+            if asks == Asks::Block && !takes_new_blocks(slot) {
+                continue;
             }
         }
         return beyond(&mut locked, account, size, asks, refusal);
@@ -328,7 +356,7 @@ fn try_admit(
     };
     let credit = account.credit().max(0) as u64;
     let net = account.net() + size as i64;
-    let may_keep = may_keep_credit(slot, account);
+    let may_keep = may_keep_credit(locked, account);
     let mut left = if credit >= size {
         credit - size
     } else {
@@ -345,8 +373,12 @@ fn try_admit(
 
 /// Whether the account may hold credit: only where it could be taken back, and
 /// not while somebody is taking it back.
-fn may_keep_credit(slot: &'static Slot, account: &Account) -> bool {
+fn may_keep_credit(locked: &Locked, account: &Account) -> bool {
+    let slot = locked.slot();
     sys::heavy_fence_available()
+        && locked
+            .tree()
+            .is_none_or(|tree| tree.waiting.load(Ordering::Relaxed) == 0)
         && slot.state() == State::Active
         && slot.client().state() == State::Active
         && !account.is_barred()
@@ -375,7 +407,7 @@ pub(crate) fn refund_cold(account: &Account) {
 
 fn give_back(locked: &mut Locked, account: &Account) {
     let credit = account.credit().max(0) as u64;
-    let may_keep = may_keep_credit(locked.slot(), account);
+    let may_keep = may_keep_credit(locked, account);
     let keep = if may_keep {
         batch(locked.room()).min(credit)
     } else {

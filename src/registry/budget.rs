@@ -22,7 +22,7 @@ use super::bell::Bell;
 use super::events::Events;
 use super::policies::Policies;
 use super::slot::Slot;
-use crate::sync::{AtomicU64, Lock, Ordering};
+use crate::sync::{AtomicU32, AtomicU64, Lock, Ordering};
 
 /// "No limit" as a number.
 pub(crate) const UNLIMITED: u64 = u64::MAX;
@@ -168,6 +168,9 @@ pub(crate) struct Tree {
     /// Held while credit is taken back from several clients, so that two such
     /// walks do not undo each other.
     pub(crate) revoking: Lock<()>,
+    /// Requests that other slots' credit may have refused and that are about
+    /// to try again: until they have, nobody draws ahead or keeps credit.
+    pub(crate) waiting: AtomicU32,
     /// Request budgets that have ended and may still hold something.
     pub(crate) ended: Lock<Ended>,
     /// What the tiers' names mean. Never touched by an allocation.
@@ -190,6 +193,7 @@ impl Tree {
             lent: AtomicU64::new(0),
             tiers: [const { Node::new(UNLIMITED) }; MAX_TIERS],
             revoking: Lock::new(()),
+            waiting: AtomicU32::new(0),
         }
     }
 
