@@ -20,8 +20,9 @@ fn a_panic_in_a_client_at_its_limit_is_caught_as_any_other() {
         assert!(!trace.to_string().is_empty());
         assert!(info.to_string().contains("on purpose"));
     }));
-    let memory = Memory::builder(1 << 20).usable(1.0).build().unwrap();
     for enforcement in [Enforcement::Graceful, Enforcement::Strict] {
+        // Of its own: the symbols that a backtrace reads are kept for good.
+        let memory = Memory::builder(1 << 20).usable(1.0).build().unwrap();
         let options = ClientOptions::new(SubscriptionTier::Enterprise)
             .max(Limit::Bytes(MAX as u64))
             .enforcement(enforcement);
