@@ -15,6 +15,12 @@ pub struct Block {
     seed: u8,
 }
 
+impl std::fmt::Debug for Block {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:p}: {:?}", self.at, self.layout)
+    }
+}
+
 // SAFETY: a `Block` owns its bytes, and a heap takes them back on any thread.
 unsafe impl Send for Block {}
 
