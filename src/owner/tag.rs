@@ -27,14 +27,15 @@ const CHECK_MASK: u32 = (1 << CHECK_BITS) - 1;
 pub(crate) struct Tag(u32);
 
 // No index may encode to the two values below.
-const _: () = assert!(Tag::of(0).0 != 0 && Tag::of(INDEX_MASK).0 != u32::MAX);
+const _: () = assert!(Tag::of(0).0 != 0 && Tag::NEVER.index().is_none());
 
 impl Tag {
     /// An account that nobody uses. Zero, because fresh tables are zeroed.
     pub(crate) const NONE: Tag = Tag(0);
 
-    /// The account of a thread that has none: equal to no block's tag.
-    pub(crate) const NEVER: Tag = Tag(u32::MAX);
+    /// The account of a thread that has none: equal to no block's tag, and to
+    /// no pattern that an overrun would likely leave in its place.
+    pub(crate) const NEVER: Tag = Tag(0x9B3F_61C7);
 
     /// The tag of the slot with this index.
     #[inline]
