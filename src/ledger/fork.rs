@@ -116,6 +116,12 @@ unsafe extern "C" fn resume_parent() {
 unsafe extern "C" fn resume_child() {
     debug_assert!(!table::idle_is_locked());
     FORKER.set(false);
+    // A thread that was kept out may have been announcing itself anew, and
+    // nobody is left to take that back.
+    TABLELESS.store(0, Ordering::SeqCst);
+    for table in table::all() {
+        table.cold.store(0, Ordering::SeqCst);
+    }
     FORKING.store(false, Ordering::SeqCst);
     // The other threads are gone; what they had belongs to the clients still.
     let own = thread::own_table();
