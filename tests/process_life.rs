@@ -229,11 +229,17 @@ fn a_hundred_thousand_short_threads_leave_nothing_behind() {
             drop(Block::bytes(&HEAP, 100 + number % 8000));
         };
         std::thread::scope(|scope| {
-            for number in first..first + TOGETHER {
-                std::thread::Builder::new()
-                    .stack_size(64 << 10)
-                    .spawn_scoped(scope, move || work(number))
-                    .unwrap();
+            let threads: Vec<_> = (first..first + TOGETHER)
+                .map(|number| {
+                    std::thread::Builder::new()
+                        .stack_size(64 << 10)
+                        .spawn_scoped(scope, move || work(number))
+                        .unwrap()
+                })
+                .collect();
+            // The end of the scope would not wait for the threads' exit hooks.
+            for thread in threads {
+                thread.join().unwrap();
             }
         });
     };
