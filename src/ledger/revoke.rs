@@ -40,13 +40,11 @@ pub(super) fn within_client(locked: &mut Locked, own: Option<&Account>, size: u6
     let own_credit = own.map_or(0, |own| own.credit().max(0) as u64);
     let others: u64 = accounts_of(locked)
         .filter(|account| !is_own(account))
-        // An attempt about to be withdrawn hides credit.
-        .map(|account| {
-            if account.credit() < 0 {
-                u64::from(account.window())
-            } else {
-                account.credit() as u64
-            }
+        // An attempt about to be withdrawn hides credit. One load: the owner
+        // goes on charging.
+        .map(|account| match u64::try_from(account.credit()) {
+            Ok(credit) => credit,
+            Err(_) => u64::from(account.window()),
         })
         .sum();
     let max = locked.slot().limits().max;
