@@ -76,6 +76,7 @@ fn inner(size: usize, align: usize) -> Layout {
 #[test]
 #[serial]
 fn every_method_is_forwarded_once_with_the_tag_in_small_layouts_only() {
+    HEAP.inner().take();
     for align in ALIGNS {
         for size in SIZES {
             let layout = Layout::from_size_align(size, align).unwrap();
@@ -125,6 +126,8 @@ fn what_a_quota_refuses_never_reaches_the_inner_allocator() {
     assert_eq!(client.usage().live_bytes, 9_000);
     assert_eq!(client.usage().refusals, 2);
     assert!(block.resize(10_000));
+    drop(block);
+    HEAP.inner().take();
 }
 
 #[test]
