@@ -89,7 +89,7 @@ fn a_child_works_on_whatever_the_parents_threads_were_doing() {
                         Some(block) if held.len() < 256 => held.push(block),
                         _ => drop(held.pop()),
                     }
-                    if pick % 5 == 0 {
+                    if pick.is_multiple_of(5) {
                         held.clear();
                     }
                 }
