@@ -149,7 +149,7 @@ impl Client {
     pub fn tier(&self) -> Option<Tier> {
         let (tree, tier) = self.locked(|locked| (locked.share_tree(), self.slot.tier()))?;
         let named = tree?.policies.at(tier)?;
-        Some(Tier::from(&*named.name))
+        Some(Tier::sharing(named.name))
     }
 
     /// Whether the client is registered: not removed, and its memory neither.

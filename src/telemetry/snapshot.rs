@@ -147,8 +147,12 @@ pub(crate) fn take_snapshot(shared: &Shared, memory: MemoryUsage) -> Snapshot {
             clients: clients.iter().filter(|c| c.tier == tier.name).count(),
         })
         .collect();
-    let unattributed = unattributed();
     let counts = &shared.counts;
+    let resident_set_bytes = sys::resident_set_bytes();
+    // From here on nothing is allocated or freed: at rest the figure counts
+    // what lives when the caller has the snapshot, the snapshot included.
+    drop((resident, policies, named));
+    let unattributed = unattributed();
     Snapshot {
         memory,
         clients,
@@ -156,7 +160,7 @@ pub(crate) fn take_snapshot(shared: &Shared, memory: MemoryUsage) -> Snapshot {
         tiers,
         unattributed_bytes: unattributed.live_bytes,
         unattributed_allocations: unattributed.live_allocations,
-        resident_set_bytes: sys::resident_set_bytes(),
+        resident_set_bytes,
         reclaim: ReclaimTotals {
             spilled_bytes: counts.spilled_bytes.load(Ordering::Relaxed),
             restored_bytes: counts.restored_bytes.load(Ordering::Relaxed),
