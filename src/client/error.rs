@@ -2,13 +2,15 @@
 
 use crate::registry::budget::BudgetNode;
 use crate::registry::policies::ConfigError;
+use core::fmt;
 use std::sync::Arc;
 
 /// A request did not fit, and which budget said so.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error(
-    "client `{client}` ({tier}) may not have {requested} more bytes: {charged} of {limit} bytes \
-     are charged to its {}; free memory, raise the limit or move it to a higher tier",
+    "client `{client}` ({tier}) {}: {charged} of {limit} bytes are charged to its {}; free \
+     memory, raise the limit or move it to a higher tier",
+    Excess(*.requested),
     .node.what()
 )]
 #[non_exhaustive]
@@ -37,6 +39,18 @@ pub struct OverQuota<R> {
     pub quota: QuotaExceeded,
     /// What the work returned; `None` if it was unwound before it could.
     pub output: Option<R>,
+}
+
+/// What a client did that is too much, by the bytes that it asked for.
+struct Excess(u64);
+
+impl fmt::Display for Excess {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 => f.write_str("is over its quota"),
+            bytes => write!(f, "may not have {bytes} more bytes"),
+        }
+    }
 }
 
 impl BudgetNode {
@@ -101,4 +115,26 @@ pub enum RegisterError {
     /// The client was removed.
     #[error("the client was removed from its memory")]
     Removed,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_names_what_was_asked_and_a_safe_point_the_excess() {
+        let mut quota = QuotaExceeded {
+            client: "acme".into(),
+            tier: "Basic".into(),
+            requested: 7,
+            charged: 95,
+            limit: 100,
+            node: BudgetNode::Client,
+        };
+        let message = quota.to_string();
+        assert!(message.starts_with("client `acme` (Basic) may not have 7 more bytes: 95 of 100"));
+        quota.requested = 0;
+        let message = quota.to_string();
+        assert!(message.starts_with("client `acme` (Basic) is over its quota: 95 of 100 bytes"));
+    }
 }
