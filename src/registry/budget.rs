@@ -412,7 +412,7 @@ mod tests {
 
     #[test]
     fn a_huge_request_does_not_wrap() {
-        let tree = Tree::new(UNLIMITED, 10);
+        let tree = Tree::new(u64::MAX / 2, 10);
         tree.charge(0, 10, Reach::Limits).unwrap();
         assert!(tree.charge(0, u64::MAX, Reach::Limits).is_err());
         assert!(tree.charge(0, u64::MAX, Reach::Headroom).is_err());
