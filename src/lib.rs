@@ -80,6 +80,7 @@ mod client;
 pub mod clock;
 pub mod docs;
 mod heap_block;
+pub mod integrations;
 mod ledger;
 mod memory;
 mod owner;

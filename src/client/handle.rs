@@ -270,6 +270,30 @@ impl Client {
         }
     }
 
+    /// Wraps `work` so that it runs in a scope of this client on whichever
+    /// thread calls it: for pools, and whatever else takes a closure. Unlike
+    /// [`Client::run`] it hands on what the work returns, and is no safe point.
+    ///
+    /// ```
+    /// # use tiered_allocator::{Client, Memory, SubscriptionTier};
+    /// # let memory = Memory::new(1 << 30);
+    /// let client = memory.register("acme", SubscriptionTier::Basic)?;
+    /// let work = client.bind(|| Client::current().map(|client| client.id()));
+    /// let current = std::thread::spawn(work).join().unwrap();
+    /// assert_eq!(current, Some(client.id()));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn bind<R, F>(&self, work: F) -> impl FnOnce() -> R + use<R, F>
+    where
+        F: FnOnce() -> R,
+    {
+        let client = self.clone();
+        move || {
+            let _scope = client.enter();
+            work()
+        }
+    }
+
     /// Starts a thread that does `work` for this client, as [`Client::run`].
     ///
     /// # Errors

@@ -1,0 +1,27 @@
+//! Clients on the runtimes of others: a feature and a module each.
+//!
+//! A scope belongs to a thread. Work that a runtime moves to another thread
+//! must take its client along, or it is charged to nobody.
+//!
+//! | work | takes its client along by | feature |
+//! |---|---|---|
+//! | a future, on any runtime | [`InClientExt::in_client`](crate::InClientExt::in_client) | none |
+//! | a closure, on any pool | [`Client::bind`](crate::Client::bind) | none |
+//! | a thread | [`Client::spawn`](crate::Client::spawn) | none |
+//! | a tokio task, tokio's blocking pool | `tokio::spawn`, `tokio::spawn_blocking` | `tokio` |
+//! | a rayon pool, a parallel iterator | `rayon::install`, `in_client` | `rayon` |
+//!
+//! With the feature `tracing`, the events of a memory reach whoever listens
+//! to `tracing`.
+//!
+//! What a runtime keeps for itself and happens to allocate while it works for
+//! a client (a queue that grows, a thread's first use of a structure) is
+//! charged to that client until the runtime frees it. The functions in here
+//! leave the scope where they know of such a place.
+
+#[cfg(feature = "rayon")]
+pub mod rayon;
+#[cfg(feature = "tokio")]
+pub mod tokio;
+#[cfg(feature = "tracing")]
+pub mod tracing;
