@@ -310,3 +310,24 @@ fn the_longest_interval_does_not_end_the_reclaimer() {
     memory.tick();
     assert!(memory.has_reclaimer_thread());
 }
+
+#[test]
+#[serial]
+fn work_that_outlives_its_request_budget_cannot_escape_its_client() {
+    let memory = memory_of(1 << 30);
+    let client = client(&memory, "detached", 1 << 20, Enforcement::Graceful);
+    let budget = client.budget(1 << 19).unwrap();
+    let left = budget.clone();
+    let kept = left.bind(|| vec![0_u8; 100])();
+    drop(budget);
+    // Budgets made later close ended ones, but not one that holds something.
+    for _ in 0..100 {
+        drop(client.budget(1 << 19).unwrap());
+    }
+    // A thread that has never worked for the budget.
+    let work = left.bind(|| Block::new(10_000).unwrap());
+    let made = std::thread::spawn(work).join().unwrap();
+    assert_eq!(client.usage().live_bytes, 10_100);
+    drop((kept, made));
+    assert_eq!(client.usage().live_bytes, 0);
+}

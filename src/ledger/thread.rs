@@ -20,7 +20,7 @@ use super::grant;
 use super::table::{self, Table};
 use crate::owner::Tag;
 use crate::registry::REGISTRY;
-use crate::registry::slot::{Slot, State};
+use crate::registry::slot::Slot;
 use crate::sys;
 use core::cell::Cell;
 use core::ptr;
@@ -352,26 +352,35 @@ fn enter_cold(thread: &Thread, slot: &'static Slot, generation: u32) -> Entered 
         {
             return thread.push(Charged::account(account));
         }
-    } else {
-        slot.hold();
-        if slot.is_active(generation) {
-            return thread.push(Charged::tableless(slot.tag()));
-        }
-        slot.release();
+    } else if hold(slot, generation) {
+        return thread.push(Charged::tableless(slot.tag()));
     }
     enter_unattributed()
+}
+
+/// Keeps the slot for a scope that has no account. Under the lock, as an ended
+/// request budget may be closed at any moment.
+fn hold(slot: &'static Slot, generation: u32) -> bool {
+    let _cold = fork::Cold::enter(own_table());
+    let locked = slot.lock();
+    let may_enter = slot.may_be_entered(generation);
+    if may_enter {
+        slot.hold();
+    }
+    drop(locked);
+    may_enter
 }
 
 /// Lets a new generation into an account that an older one left behind.
 fn renew(account: &Account, slot: &'static Slot, generation: u32) -> bool {
     let _cold = fork::Cold::enter(own_table());
     let locked = slot.lock();
-    let active = slot.generation() == generation && slot.state() == State::Active;
-    if active {
+    let may_enter = slot.may_be_entered(generation);
+    if may_enter {
         account.admit_generation(generation);
     }
     drop(locked);
-    active
+    may_enter
 }
 
 /// Charges the calling thread's allocations to nobody, until [`leave`].

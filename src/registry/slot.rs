@@ -204,6 +204,18 @@ impl Slot {
         self.generation() == generation && self.state() == State::Active
     }
 
+    /// Whether scopes of the client that had this slot in `generation` may be
+    /// entered: those of an ended request budget may while something of it is
+    /// left, so that work which outlives it goes on within its client's limits.
+    pub(crate) fn may_be_entered(&self, generation: u32) -> bool {
+        self.generation() == generation
+            && match self.state() {
+                State::Active => true,
+                State::Retired => self.parent().is_some(),
+                State::Free => false,
+            }
+    }
+
     pub(crate) fn tier(&self) -> usize {
         usize::from(self.tier.load(Ordering::Relaxed))
     }
