@@ -220,10 +220,11 @@ struct Third {
     last_refusal: Option<String>,
 }
 
+/// Runs scripts in turn until the phase is over, each at least once.
 async fn third(client: Client, scripts: &'static [&'static str], end: Instant) -> Third {
     let mut third = Third::default();
-    for script in scripts.iter().cycle() {
-        if Instant::now() >= end {
+    for (round, script) in scripts.iter().cycle().enumerate() {
+        if round >= scripts.len() && Instant::now() >= end {
             break;
         }
         match request(&client, script, 0).await {

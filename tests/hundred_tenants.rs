@@ -121,7 +121,7 @@ async fn attack(client: Client, seed: u64) -> Result<(), QuotaExceeded> {
         for _ in 0..32 {
             hoard.push(vec![1_u8; 1 + random.below(8192) as usize]);
         }
-        if seed % 2 == 0 {
+        if seed.is_multiple_of(2) {
             client.checkpoint()?;
         } else {
             yield_now().await;

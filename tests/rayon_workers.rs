@@ -220,7 +220,7 @@ fn a_panic_in_the_chain_leaves_the_workers_with_nobody() {
             pool.install(|| {
                 let numbers = (0..100).into_par_iter().in_client(&client);
                 numbers.for_each(|number| {
-                    let _kept = vec![0_u8; 100];
+                    let _kept = Box::new([0_u8; 100]);
                     if number == bad {
                         resume_unwind(Box::new("as asked"));
                     }

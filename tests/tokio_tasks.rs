@@ -20,6 +20,7 @@ use tokio::sync::{Barrier, oneshot};
 static HEAP: TieredAllocator = TieredAllocator::system();
 
 const KIB: usize = 1024;
+const MIB: u64 = 1 << 20;
 
 fn memory() -> Memory {
     assert!(TieredAllocator::is_installed());
@@ -264,8 +265,8 @@ fn an_aborted_task_gives_everything_back() {
                 started.send(()).unwrap();
                 std::future::pending::<()>().await;
             };
-            let task = runtime.block_on(async { tenant::spawn(&client, work) });
-            (task, has_started)
+            let _runtime = runtime.enter();
+            (tenant::spawn(&client, work), has_started)
         })
         .collect();
     runtime.block_on(async {
@@ -382,7 +383,7 @@ fn tasks_of_a_client_over_its_quota_end_and_others_go_on() {
             for round in 0..100 {
                 let kept = vec![round; 4 * KIB];
                 yield_now().await;
-                sum += kept.iter().map(|&byte: &u64| byte).sum::<u64>() / (4 * KIB as u64);
+                sum += kept.iter().sum::<u64>() / (4 * KIB as u64);
             }
             sum
         });
@@ -501,6 +502,47 @@ fn a_task_hands_its_client_on_to_what_it_spawns() {
         assert_eq!(orphan.await.unwrap(), Ok(None));
         let orphan = tenant::spawn_blocking_current(Client::current);
         assert_eq!(orphan.await.unwrap().unwrap(), None);
+    });
+    drop(runtime);
+    assert_eq!(live(&client), 0);
+}
+
+/// A request budget ends with the request; what the request left running is
+/// the client's all the same.
+#[test]
+#[serial]
+fn what_outlives_its_request_budget_is_still_charged_to_the_client() {
+    let memory = memory();
+    let client = client(&memory, "detached");
+    let runtime = runtime(1);
+    runtime.block_on(async {
+        let budget = client.budget(MIB).unwrap();
+        let (ended, has_ended) = oneshot::channel();
+        let (blocking_ended, blocking_has_ended) = oneshot::channel();
+        let (task, blocking) = budget
+            .run(|| {
+                let task = tenant::spawn_current(async {
+                    has_ended.await.unwrap();
+                    vec![0_u8; 100 * KIB]
+                });
+                let blocking = tenant::spawn_blocking_current(|| {
+                    blocking_has_ended.blocking_recv().unwrap();
+                    vec![0_u8; 200 * KIB]
+                });
+                (task, blocking)
+            })
+            .unwrap();
+        drop(budget);
+        // New budgets sweep ended ones away.
+        for _ in 0..100 {
+            drop(client.budget(MIB).unwrap());
+        }
+        ended.send(()).unwrap();
+        blocking_ended.send(()).unwrap();
+        let made = task.await.unwrap().unwrap();
+        let blocking_made = blocking.await.unwrap().unwrap();
+        assert!(live(&client) >= 300 * KIB, "{}", live(&client));
+        drop((made, blocking_made));
     });
     drop(runtime);
     assert_eq!(live(&client), 0);

@@ -13,7 +13,7 @@
 //! of the scope it waits in. Bound pieces have a scope of their own; a piece
 //! that nobody bound is charged to whoever waits below it. So in a pool that
 //! clients share, bind everything, the host's own work with
-//! [`untracked`](crate::untracked).
+//! [`untracked`].
 //!
 //! ```
 //! use tiered_allocator::{Client, Memory, SubscriptionTier};
@@ -76,7 +76,9 @@ pub trait ParInClientExt: ParallelIterator {
     /// calling thread (the vector of a `collect`), are charged to whoever is
     /// current there.
     ///
-    /// Costs a scope for each item, about two nanoseconds.
+    /// Costs a scope for each item, about two nanoseconds. Is no safe point:
+    /// [`Client::checkpoint`] in a `try_for_each` is one, the end of
+    /// [`install`] and of [`Client::run`] are others.
     ///
     /// ```
     /// use rayon::prelude::*;

@@ -24,14 +24,11 @@
 //! let client = memory.register("acme", SubscriptionTier::Basic)?;
 //!
 //! let task = tenant::spawn(&client, async {
-//!     let sorted = tenant::spawn_blocking_current(|| {
-//!         let mut numbers = vec![3, 1, 2];
-//!         numbers.sort();
-//!         numbers
-//!     });
-//!     sorted.await
+//!     let blocking = tenant::spawn_blocking_current(|| Client::current());
+//!     let there = blocking.await.expect("it does not panic").ok().flatten();
+//!     (Client::current(), there)
 //! });
-//! assert_eq!(task.await???, [1, 2, 3]);
+//! assert_eq!(task.await??, (Some(client.clone()), Some(client)));
 //! # Ok(())
 //! # })
 //! # }
@@ -101,6 +98,8 @@ where
 /// ```
 /// # use tiered_allocator::integrations::tokio as tenant;
 /// # use tiered_allocator::{Client, Memory, SubscriptionTier};
+/// # #[global_allocator]
+/// # static HEAP: tiered_allocator::TieredAllocator = tiered_allocator::TieredAllocator::system();
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build()?;
 /// # runtime.block_on(async {
@@ -121,10 +120,13 @@ where
     F: FnOnce() -> R + Send + 'static,
     R: Send + 'static,
 {
-    let boxed = client.bind(|| Box::new(work))();
-    let client = client.clone();
+    let run = {
+        let client = client.clone();
+        move || client.run(work)
+    };
+    let boxed = client.bind(|| Box::new(run))();
     // Here tokio may start a thread or double its queue: both outlive `work`.
-    untracked(|| task::spawn_blocking(move || client.run(boxed)))
+    untracked(|| task::spawn_blocking(boxed))
 }
 
 /// As [`spawn_blocking`], for the client of the innermost scope. Outside any
