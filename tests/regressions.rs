@@ -2,9 +2,10 @@
 
 use serial_test::serial;
 use std::alloc::{GlobalAlloc, Layout};
+use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tiered_allocator::{
-    Client, ClientOptions, Enforcement, Limit, Memory, SubscriptionTier, TierPolicy,
+    Client, ClientOptions, Enforcement, InClientExt, Limit, Memory, SubscriptionTier, TierPolicy,
     TieredAllocator,
 };
 
@@ -330,4 +331,29 @@ fn work_that_outlives_its_request_budget_cannot_escape_its_client() {
     assert_eq!(client.usage().live_bytes, 10_100);
     drop((kept, made));
     assert_eq!(client.usage().live_bytes, 0);
+}
+
+#[test]
+#[serial]
+fn work_kept_for_later_keeps_its_request_budget_although_nothing_else_does() {
+    let memory = memory_of(1 << 30);
+    let client = client(&memory, "later", 1 << 20, Enforcement::Graceful);
+    let budget = client.budget(1 << 19).unwrap();
+    let bound = budget.bind(|| Block::new(1_000).unwrap());
+    let future = async { Block::new(2_000).unwrap() }.in_client(&budget);
+    drop(budget);
+    let others: Vec<_> = (0..100).map(|_| client.budget(1 << 19).unwrap()).collect();
+    let made = bound();
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    let mut future = Box::pin(future);
+    let polled = future.as_mut().poll(&mut context);
+    assert_eq!(client.usage().live_bytes, 3_000);
+    assert!(others.iter().all(|other| other.usage().live_bytes == 0));
+    drop((made, polled, future, others));
+    assert_eq!(client.usage().live_bytes, 0);
+    // Nothing keeps it any more: the slots go round again.
+    let index = (0..200)
+        .map(|_| client.budget(1).unwrap().id().index())
+        .max();
+    assert!(index.unwrap() < 500, "{index:?}");
 }

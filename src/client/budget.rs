@@ -16,9 +16,10 @@ const SWEEP: usize = 2;
 ///
 /// It is used like a client (it dereferences to one): `run`, `enter`,
 /// `checkpoint`, `usage`, `in_client`, and a budget within the budget. When it
-/// is dropped, what still lives of it is bound by the client alone. Handles
-/// cloned from it should not be entered afterwards: once nothing of the budget
-/// is left, they charge nobody.
+/// is dropped, what still lives of it is bound by the client alone, and so are
+/// the futures, threads and bound closures made with it that go on. Other
+/// handles cloned from it should not be entered afterwards: once nothing of the
+/// budget is left, they charge nobody.
 ///
 /// ```
 /// use tiered_allocator::{Memory, SubscriptionTier};

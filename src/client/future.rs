@@ -6,7 +6,7 @@
 //! charged to its client all the same.
 
 use super::error::QuotaExceeded;
-use super::handle::{Client, SafePoint};
+use super::handle::{Client, Hold, SafePoint};
 use crate::unwind;
 use core::future::Future;
 use core::pin::Pin;
@@ -42,6 +42,7 @@ pub trait InClientExt: Future + Sized {
             client: client.clone(),
             yielded: false,
             inner: Some(self),
+            _kept: client.kept(),
         }
     }
 
@@ -62,6 +63,8 @@ pub struct InClient<F> {
     yielded: bool,
     /// `None` once it has returned or was ended.
     inner: Option<F>,
+    /// A request budget, which may end before the future does.
+    _kept: Option<Hold>,
 }
 
 /// See [`InClientExt::attributed_to`].

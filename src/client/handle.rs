@@ -174,6 +174,13 @@ impl Client {
         self.is_active().then_some(hold)
     }
 
+    /// Keeps a request budget from being closed under work that will enter it
+    /// and may outlive it. `None` for a client, which needs no keeping.
+    pub(crate) fn kept(&self) -> Option<Hold> {
+        let is_budget = self.slot.parent().is_some();
+        (is_budget && thread::hold(self.slot, self.generation)).then(|| Hold(self.slot))
+    }
+
     /// Makes an allocation that exists the client's: it is charged to this
     /// client and refunded to the one that had it. For what a request built
     /// and a cache keeps.
@@ -288,7 +295,9 @@ impl Client {
         F: FnOnce() -> R,
     {
         let client = self.clone();
+        let kept = self.kept();
         move || {
+            let _kept = kept;
             let _scope = client.enter();
             work()
         }
@@ -304,7 +313,11 @@ impl Client {
         R: Send + 'static,
     {
         let client = self.clone();
-        std::thread::Builder::new().spawn(move || client.run(work))
+        let kept = self.kept();
+        std::thread::Builder::new().spawn(move || {
+            let _kept = kept;
+            client.run(work)
+        })
     }
 
     /// A safe point: code that runs for a client calls it where it can stop.
@@ -531,8 +544,14 @@ pub(crate) enum SafePoint {
     Stop(QuotaExceeded),
 }
 
-/// See [`Client::held`].
+/// See [`Client::held`] and [`Client::kept`].
 pub(crate) struct Hold(&'static Slot);
+
+impl fmt::Debug for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Hold").field(&self.0.index()).finish()
+    }
+}
 
 impl Drop for Hold {
     fn drop(&mut self) {

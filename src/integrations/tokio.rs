@@ -122,7 +122,11 @@ where
 {
     let run = {
         let client = client.clone();
-        move || client.run(work)
+        let kept = client.kept();
+        move || {
+            let _kept = kept;
+            client.run(work)
+        }
     };
     let boxed = client.bind(|| Box::new(run))();
     // Here tokio may start a thread or double its queue: both outlive `work`.

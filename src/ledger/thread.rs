@@ -358,9 +358,10 @@ fn enter_cold(thread: &Thread, slot: &'static Slot, generation: u32) -> Entered 
     enter_unattributed()
 }
 
-/// Keeps the slot for a scope that has no account. Under the lock, as an ended
-/// request budget may be closed at any moment.
-fn hold(slot: &'static Slot, generation: u32) -> bool {
+/// Keeps the slot for a scope that has no account, or for work that has yet to
+/// enter one. Under the lock, as an ended request budget may be closed at any
+/// moment. To be given back with [`Slot::release`].
+pub(crate) fn hold(slot: &'static Slot, generation: u32) -> bool {
     let _cold = fork::Cold::enter(own_table());
     let locked = slot.lock();
     let may_enter = slot.may_be_entered(generation);
