@@ -115,13 +115,14 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for TieredAllocator<A> {
     }
 
     /// About 8 instructions beyond the inner allocator's. All that is rare is
-    /// a tail call, so nothing is saved on the stack.
+    /// a tail call with the arguments in the order in which they came, so
+    /// nothing is saved or moved.
     #[inline]
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         let size = layout.size();
         if is_page_mapped(size) {
             // SAFETY: the caller's contract; the size is page-mapped.
-            return unsafe { self.free_mapped(block, layout) };
+            return unsafe { Self::free_mapped(block, size, layout.align(), self) };
         }
         // SAFETY: a live small block of this allocator.
         let tag = unsafe { take_tag(block, size) };
@@ -129,11 +130,11 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for TieredAllocator<A> {
         // SAFETY: the current account is this thread's own.
         if unsafe { account.own_tag() } != tag {
             // SAFETY: the caller's contract; the block's own tag.
-            return unsafe { self.free_elsewhere(block, layout, tag) };
+            return unsafe { Self::free_elsewhere(block, size, layout.align(), self, tag) };
         }
         if !account.refund(size as u64) {
             // SAFETY: as above; the refund is booked.
-            return unsafe { self.free_below(block, layout) };
+            return unsafe { Self::free_below(block, size, layout.align(), self) };
         }
         // SAFETY: the block came from the inner allocator with this layout.
         unsafe { self.inner.dealloc(block, layout::inner(layout)) }
@@ -276,37 +277,42 @@ impl<A: GlobalAlloc> TieredAllocator<A> {
     /// Frees a block of a page or more.
     ///
     /// # Safety
-    /// As [`GlobalAlloc::dealloc`]; the size is page-mapped.
+    /// As [`GlobalAlloc::dealloc`] with the layout of `size` and `align`; the
+    /// size is page-mapped.
     #[inline(never)]
-    unsafe fn free_mapped(&self, block: *mut u8, layout: Layout) {
+    unsafe fn free_mapped(block: *mut u8, size: usize, align: usize, heap: &Self) {
         // The owner is forgotten before the inner allocator can hand the page
         // to somebody else; a second free finds none and ends the process.
-        refund(page_map::take(block as usize), block, layout.size());
+        refund(page_map::take(block as usize), block, size);
         // SAFETY: the block came from the inner allocator with this layout.
-        unsafe { self.inner.dealloc(block, layout::inner(layout)) }
+        unsafe { heap.inner.dealloc(block, layout::inner_of(size, align)) }
     }
 
     /// Frees a small block of a client that is not the current one.
     ///
     /// # Safety
-    /// As [`GlobalAlloc::dealloc`]; `tag` is the block's.
+    /// As [`GlobalAlloc::dealloc`] with the layout of `size` and `align`; `tag`
+    /// is the block's.
     #[inline(never)]
-    unsafe fn free_elsewhere(&self, block: *mut u8, layout: Layout, tag: Tag) {
-        refund(tag, block, layout.size());
+    unsafe fn free_elsewhere(block: *mut u8, size: usize, align: usize, heap: &Self, tag: Tag) {
+        match thread::guess(tag) {
+            Some(account) if account.refund(size as u64) => {}
+            guessed => refund_cold(guessed, tag, block, size),
+        }
         // SAFETY: the block came from the inner allocator with this layout.
-        unsafe { self.inner.dealloc(block, layout::inner(layout)) }
+        unsafe { heap.inner.dealloc(block, layout::inner_of(size, align)) }
     }
 
     /// Frees a small block whose refund took the account below its floor.
     ///
     /// # Safety
-    /// As [`GlobalAlloc::dealloc`].
+    /// As [`GlobalAlloc::dealloc`] with the layout of `size` and `align`.
     #[cold]
     #[inline(never)]
-    unsafe fn free_below(&self, block: *mut u8, layout: Layout) {
-        grant::refund_cold(thread::current());
+    unsafe fn free_below(block: *mut u8, size: usize, align: usize, heap: &Self) {
+        grant::refund_cold(thread::current(), size as u64);
         // SAFETY: the block came from the inner allocator with this layout.
-        unsafe { self.inner.dealloc(block, layout::inner(layout)) }
+        unsafe { heap.inner.dealloc(block, layout::inner_of(size, align)) }
     }
 
     /// A reallocation from, to or across the size where owners move from tags
@@ -440,11 +446,17 @@ fn at_hand<'a>(tag: Tag) -> Option<&'a Account> {
 #[inline(always)]
 pub(crate) fn refund(tag: Tag, block: *mut u8, size: usize) {
     match at_hand(tag) {
-        Some(account) => {
-            if !account.refund(size as u64) {
-                grant::refund_cold(account);
-            }
-        }
+        Some(account) if account.refund(size as u64) => {}
+        account => refund_cold(account, tag, block, size),
+    }
+}
+
+/// The rest of a refund: `account` is below its floor, or there is none at hand.
+#[cold]
+#[inline(never)]
+fn refund_cold(account: Option<&Account>, tag: Tag, block: *mut u8, size: usize) {
+    match account {
+        Some(account) => grant::refund_cold(account, size as u64),
         None => {
             let slot = grant::owner(tag, block as usize, size);
             grant::refund_elsewhere(slot, size as u64, 1);
@@ -470,7 +482,7 @@ fn shrink(tag: Tag, block: *mut u8, size: usize, bytes: usize) {
     match at_hand(tag) {
         Some(account) => {
             if !account.lower(bytes as u64) {
-                grant::refund_cold(account);
+                grant::refund_cold(account, bytes as u64);
             }
         }
         None => {

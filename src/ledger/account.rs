@@ -67,8 +67,8 @@ fn add(counter: &AtomicU64, amount: u64) {
 }
 
 impl Account {
-    /// An account that belongs to no client: every charge goes to the cold
-    /// path, no block's tag matches.
+    /// An account that belongs to no client: its ceiling of 0 sends every
+    /// charge to the cold path, whatever the balance; no block's tag matches.
     pub(crate) const fn nobody() -> Account {
         Account {
             balance: AtomicU64::new(0),
@@ -137,12 +137,12 @@ impl Account {
     /// Refunds the shrinking of a block that lives on.
     #[inline(always)]
     pub(crate) fn lower(&self, size: u64) -> bool {
+        add(&self.balance, size.wrapping_neg());
         // SAFETY: the caller owns the account (its tag was compared, so it is
         // not the one that fresh threads share), and nobody else stores to
         // `balance`. A plain load is compared in memory, in one instruction.
-        let above = unsafe { *self.balance.as_ptr() } >= size;
-        add(&self.balance, size.wrapping_neg());
-        above
+        let balance = unsafe { *self.balance.as_ptr() };
+        balance as i64 >= 0
     }
 
     // --- the owner's cold path ------------------------------------------------
@@ -186,7 +186,7 @@ impl Account {
         self.offset.store(net - balance as i64, Ordering::Relaxed);
         self.window.store(window, Ordering::Relaxed);
         self.balance.store(balance, Ordering::Relaxed);
-        self.ceiling.store(u64::from(window) + 1, Ordering::Relaxed);
+        self.unbar();
     }
 
     /// Makes an unused account a client's. The owner, under the slot's lock.
@@ -356,6 +356,17 @@ mod tests {
         assert_eq!(account.credit(), 100);
         assert_eq!(account.totals().allocated, 600_000);
         assert_eq!(account.freed(), 600_000);
+    }
+
+    /// Fresh threads share one such account and race for its balance.
+    #[test]
+    fn an_account_of_nobody_refuses_whatever_its_balance_is() {
+        let account = Account::nobody();
+        assert!(!account.charge(0));
+        assert!(!account.charge(1));
+        account.withdraw(1);
+        assert!(!account.charge(0));
+        assert_eq!(account.totals().allocs, 0);
     }
 
     #[test]

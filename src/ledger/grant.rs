@@ -366,7 +366,7 @@ fn try_admit(
         locked.refund(left);
         left = 0;
     }
-    place(locked, account, net, left, may_keep);
+    place(locked, account, net, left, size, may_keep);
     account.count(size, blocks);
     Ok(())
 }
@@ -386,35 +386,39 @@ fn may_keep_credit(locked: &Locked, account: &Account) -> bool {
 
 /// Moves the account's window: `credit` bytes for charges, and as much for
 /// frees as the room allows, before the cold path looks again.
-fn place(locked: &Locked, account: &Account, net: i64, credit: u64, may_keep: bool) {
-    let frees = if may_keep { batch(locked.room()) } else { 0 };
-    // Credit and batch are below 2 * 64 KiB but for what a large window held.
+fn place(locked: &Locked, account: &Account, net: i64, credit: u64, size: u64, may_keep: bool) {
+    let frees = if may_keep {
+        batch(locked.room(), size)
+    } else {
+        0
+    };
+    // Credit and batch are below 2 MiB but for what a large window held.
     let window = u32::try_from(credit + frees).unwrap_or(u32::MAX);
     account.place(net, credit, window);
 }
 
-/// Books a refund that took the account below its floor: keeps a batch of
+/// Books a refund of `size` bytes that took the account below its floor: keeps a batch of
 /// credit, gives the rest back to the client's budget.
 #[cold]
 #[inline(never)]
-pub(crate) fn refund_cold(account: &Account) {
+pub(crate) fn refund_cold(account: &Account, size: u64) {
     let Some(slot) = account.tag().index().and_then(|index| REGISTRY.slot(index)) else {
         return;
     };
     let _cold = Cold::enter(thread::own_table());
-    give_back(&mut slot.lock(), account);
+    give_back(&mut slot.lock(), account, size);
 }
 
-fn give_back(locked: &mut Locked, account: &Account) {
+fn give_back(locked: &mut Locked, account: &Account, size: u64) {
     let credit = account.credit().max(0) as u64;
     let may_keep = may_keep_credit(locked, account);
     let keep = if may_keep {
-        batch(locked.room()).min(credit)
+        batch(locked.room(), size).min(credit)
     } else {
         0
     };
     locked.refund(credit - keep);
-    place(locked, account, account.net(), keep, may_keep);
+    place(locked, account, account.net(), keep, size, may_keep);
 }
 
 /// Refunds a block, or part of one, of a client for which the calling thread
@@ -429,7 +433,7 @@ pub(crate) fn refund_elsewhere(slot: &'static Slot, size: u64, blocks: u64) {
             account.refund(size)
         };
         if !above {
-            refund_cold(account);
+            refund_cold(account, size);
         }
         return;
     }
@@ -448,7 +452,7 @@ pub(crate) fn undo(tag: Tag, size: u64, blocks: u64) {
     };
     if let Some(account) = thread::account_for(slot) {
         if !account.undo(size, blocks) {
-            refund_cold(account);
+            refund_cold(account, size);
         }
         return;
     }

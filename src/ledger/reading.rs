@@ -70,7 +70,7 @@ fn add_up(slot: &'static Slot) -> Reading {
 /// account of the process if there are such budgets.
 fn accounts_with_budgets(slot: &'static Slot) -> impl Iterator<Item = &'static Account> {
     let wide = slot.has_children();
-    table::all().flat_map(move |table| {
+    table::owned().flat_map(move |table| {
         let own = if wide { None } else { table.find(slot.tag()) };
         let all = wide.then(|| table.accounts()).into_iter().flatten();
         let below = all.filter_map(move |(_, account)| {
@@ -84,7 +84,7 @@ fn accounts_with_budgets(slot: &'static Slot) -> impl Iterator<Item = &'static A
 /// The sum over all accounts of the threads, under the slot's lock.
 pub(crate) fn accounts(slot: &Slot) -> Totals {
     let tag = slot.tag();
-    table::all()
+    table::owned()
         .filter_map(|table| table.find(tag))
         .fold(Totals::default(), |sum, account| sum.plus(account.totals()))
 }

@@ -20,7 +20,7 @@ const PATIENCE: usize = 10_000;
 
 fn accounts_of(locked: &Locked) -> impl Iterator<Item = &'static Account> {
     let tag = locked.slot().tag();
-    table::all().filter_map(move |table| table.find(tag))
+    table::owned().filter_map(move |table| table.find(tag))
 }
 
 fn await_withdrawal(account: &Account) {
@@ -142,7 +142,7 @@ fn for_each_in(
     concerns: impl Fn(&'static Slot) -> bool,
     mut visit: impl FnMut(&mut Locked, &Account),
 ) {
-    for table in table::all() {
+    for table in table::owned() {
         for (_, account) in table.accounts() {
             let tag = account.tag();
             let Some(slot) = tag.index().and_then(|index| REGISTRY.slot(index)) else {

@@ -77,7 +77,7 @@ pub(crate) fn acquire() -> Option<&'static Table> {
 /// Leaves an empty table to the next thread.
 pub(crate) fn release(table: &'static Table) {
     let mut idle = IDLE.lock();
-    table.owned.store(0, Ordering::Relaxed);
+    table.owned.store(0, Ordering::Release);
     table.next_idle.store(idle.0, Ordering::Relaxed);
     idle.0 = ptr::from_ref(table).cast_mut();
 }
@@ -90,6 +90,14 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Table> {
         // SAFETY: as above.
         unsafe { table.next.load(Ordering::Acquire).as_ref() }
     })
+}
+
+/// The tables that threads own: the others are empty. `Acquire` with the
+/// `Release` in [`release`]: whoever sees a table without owner sees what
+/// settling it wrote, the slots' sequences included. A table that gets an owner
+/// opens its first account under the slot's lock, after that.
+pub(crate) fn owned() -> impl Iterator<Item = &'static Table> {
+    all().filter(|table| table.is_owned())
 }
 
 /// After `fork`, in the child: the parent's other threads are gone, and one of
@@ -169,7 +177,7 @@ impl Table {
 
     /// Whether a thread owns the table.
     pub(crate) fn is_owned(&self) -> bool {
-        self.owned.load(Ordering::Relaxed) != 0
+        self.owned.load(Ordering::Acquire) != 0
     }
 
     /// The leaf that the owner keeps, or a fresh one; see [`SpareLeaf`].

@@ -44,12 +44,13 @@ struct Charged(*const Account);
 pub(crate) struct Thread {
     current: Cell<*const Account>,
     table: Cell<Option<&'static Table>>,
-    depth: Cell<u32>,
+    /// `epoch << 32 | depth`: how many scopes are open, in one word with a
+    /// number that grows when the thread loses its table. Scopes from before
+    /// are void then.
+    moment: Cell<u64>,
     /// Scopes among `scopes` that ended before one inside them did, and one
     /// more if `disordered`.
     ended: Cell<u32>,
-    /// Grows when the thread loses its table: scopes from before are void.
-    epoch: Cell<u32>,
     /// The client of a thread that charges without an account.
     tableless: Cell<Tag>,
     attached_once: Cell<bool>,
@@ -65,9 +66,8 @@ thread_local! {
         Thread {
             current: Cell::new(&raw const FRESH),
             table: Cell::new(None),
-            depth: Cell::new(0),
+            moment: Cell::new(0),
             ended: Cell::new(0),
-            epoch: Cell::new(0),
             tableless: Cell::new(UNATTRIBUTED),
             attached_once: Cell::new(false),
             disordered: Cell::new(false),
@@ -77,14 +77,24 @@ thread_local! {
     };
 }
 
+/// What belongs to the calling thread. The reference must not leave it.
+#[inline(always)]
+fn this<'a>() -> &'a Thread {
+    // A pointer leaves the closure, for which `with` has nothing to test and
+    // is inlined; what is done with it need not be.
+    let thread = THREAD.with(ptr::from_ref);
+    // SAFETY: the thread-local has no destructor: it is there for as long as
+    // code runs on this thread.
+    unsafe { &*thread }
+}
+
 /// The account that the calling thread charges. Never null, one load.
 ///
 /// The reference must not leave the calling function: the account may be the
 /// thread's own `nobody`.
 #[inline(always)]
 pub(crate) fn current<'a>() -> &'a Account {
-    // A pointer leaves the closure, not a reference: `with` would test that.
-    let current = THREAD.with(|thread| thread.current.get());
+    let current = this().current.get();
     // SAFETY: `current` points to `FRESH` (static), to an account of a table
     // (never unmapped) or to this thread's `nobody`, which outlives every call
     // made on this thread.
@@ -95,7 +105,7 @@ pub(crate) fn current<'a>() -> &'a Account {
 /// guess before [`account_for`].
 #[inline(always)]
 pub(crate) fn guess<'a>(tag: Tag) -> Option<&'a Account> {
-    let account = THREAD.with(|thread| thread.table.get())?.home(tag);
+    let account = this().table.get()?.home(tag);
     (account.tag() == tag).then_some(account)
 }
 
@@ -109,17 +119,16 @@ pub(crate) fn account_for<'a>(slot: &'static Slot) -> Option<&'a Account> {
 
 /// The calling thread's table, if it has one.
 pub(crate) fn own_table() -> Option<&'static Table> {
-    THREAD.with(|thread| thread.table.get())
+    this().table.get()
 }
 
 /// The calling thread's table, made on first use.
 pub(crate) fn attached() -> Option<&'static Table> {
-    THREAD.with(|thread| {
-        if !thread.attached_once.get() {
-            thread.attach();
-        }
-        thread.table.get()
-    })
+    let thread = this();
+    if !thread.attached_once.get() {
+        thread.attach();
+    }
+    thread.table.get()
 }
 
 /// The client that the calling thread charges.
@@ -128,7 +137,16 @@ pub(crate) fn current_tag() -> Tag {
     if tag != Tag::NEVER {
         return tag;
     }
-    THREAD.with(|thread| thread.tableless.get())
+    this().tableless.get()
+}
+
+#[inline(always)]
+fn depth_at(moment: u64) -> usize {
+    moment as u32 as usize
+}
+
+fn epoch_at(moment: u64) -> u64 {
+    moment >> 32
 }
 
 impl Thread {
@@ -185,10 +203,12 @@ impl Thread {
         }
     }
 
+    /// What an attached thread charges; [`FRESH`] is behind it.
     #[inline(always)]
     fn now(&self) -> Charged {
         let current = self.current.get();
-        if ptr::eq(current, &raw const self.nobody) || ptr::eq(current, &raw const FRESH) {
+        debug_assert!(!ptr::eq(current, &raw const FRESH));
+        if ptr::eq(current, &raw const self.nobody) {
             return Charged::tableless(self.tableless.get());
         }
         Charged(current)
@@ -196,28 +216,25 @@ impl Thread {
 
     #[inline(always)]
     fn push(&self, charged: Charged) -> Entered {
-        let depth = self.depth.get();
+        let moment = self.moment.get();
         let before = self.now();
-        if let Some(place) = self.scopes.get(depth as usize) {
+        if let Some(place) = self.scopes.get(depth_at(moment)) {
             place.set(charged);
         }
-        self.depth.set(depth + 1);
+        self.moment.set(moment + 1);
         self.set_current(charged);
         Entered {
             charged,
             before,
-            depth,
-            epoch: self.epoch.get(),
+            moment,
         }
     }
 
     #[inline(always)]
     fn pop(&self, entered: &Entered) {
-        let in_order = self.depth.get() == entered.depth + 1
-            && self.ended.get() == 0
-            && self.epoch.get() == entered.epoch;
+        let in_order = self.moment.get() == entered.moment + 1 && self.ended.get() == 0;
         if in_order && entered.charged.is_account() {
-            self.depth.set(entered.depth);
+            self.moment.set(entered.moment);
             self.set_current(entered.before);
             entered.charged.unpin();
         } else {
@@ -228,15 +245,15 @@ impl Thread {
     #[cold]
     #[inline(never)]
     fn pop_cold(&self, entered: &Entered) {
-        if self.epoch.get() != entered.epoch {
+        if epoch_at(self.moment.get()) != epoch_at(entered.moment) {
             // The accounts of that time were settled when the thread lost its
             // table; only a hold on a slot is still owed.
             entered.charged.release_hold();
             return;
         }
-        if self.depth.get() == entered.depth + 1 {
+        if self.moment.get() == entered.moment + 1 {
             self.unwind_to(entered);
-        } else if let Some(place) = self.scopes.get(entered.depth as usize) {
+        } else if let Some(place) = self.scopes.get(depth_at(entered.moment)) {
             // Left before a scope inside it was: that one goes on.
             place.set(Charged::ENDED);
             self.ended.set(self.ended.get() + 1);
@@ -247,7 +264,7 @@ impl Thread {
     }
 
     fn unwind_to(&self, entered: &Entered) {
-        let mut depth = entered.depth as usize;
+        let mut depth = depth_at(entered.moment);
         if self.disordered.get() {
             // What was charged before may have been left by now. The innermost
             // scope that is remembered has not, or says so.
@@ -260,7 +277,8 @@ impl Thread {
             depth -= 1;
             self.ended.set(self.ended.get() - 1);
         }
-        self.depth.set(depth as u32);
+        self.moment
+            .set(epoch_at(entered.moment) << 32 | depth as u64);
         let outer = match depth {
             0 => self.base(),
             depth => self.scopes.get(depth - 1).map_or(entered.before, Cell::get),
@@ -321,8 +339,9 @@ impl Charged {
 pub(crate) struct Entered {
     charged: Charged,
     before: Charged,
-    depth: u32,
-    epoch: u32,
+    /// When it was entered; whole words only, so that what was just stored is
+    /// not loaded in another size.
+    moment: u64,
 }
 
 /// Charges the calling thread's allocations to the client that has `slot` in
@@ -333,29 +352,30 @@ pub(crate) struct Entered {
 /// Cost with an account at its home place: about 10 loads and stores.
 #[inline]
 pub(crate) fn enter(slot: &'static Slot, tag: Tag, generation: u32) -> Entered {
-    THREAD.with(|thread| {
-        if let Some(table) = thread.table.get() {
-            let account = table.home(tag);
-            if account.tag() == tag && account.pin(generation) {
-                return thread.push(Charged::account(account));
-            }
+    let thread = this();
+    if let Some(table) = thread.table.get() {
+        let account = table.home(tag);
+        if account.tag() == tag && account.pin(generation) {
+            return thread.push(Charged::account(account));
         }
-        enter_cold(thread, slot, generation)
-    })
+    }
+    thread.push(hold_cold(slot, generation))
 }
 
+/// Keeps what a scope of this client shall charge, opening an account for it
+/// if need be.
 #[cold]
 #[inline(never)]
-fn enter_cold(thread: &Thread, slot: &'static Slot, generation: u32) -> Entered {
+fn hold_cold(slot: &'static Slot, generation: u32) -> Charged {
     if let Some(account) = account_for(slot) {
         if account.pin(generation) || (renew(account, slot, generation) && account.pin(generation))
         {
-            return thread.push(Charged::account(account));
+            return Charged::account(account);
         }
     } else if hold(slot, generation) {
-        return thread.push(Charged::tableless(slot.tag()));
+        return Charged::tableless(slot.tag());
     }
-    enter_unattributed()
+    hold_unattributed()
 }
 
 /// Keeps the slot for a scope that has no account, or for work that has yet to
@@ -386,25 +406,26 @@ fn renew(account: &Account, slot: &'static Slot, generation: u32) -> bool {
 
 /// Charges the calling thread's allocations to nobody, until [`leave`].
 pub(crate) fn enter_unattributed() -> Entered {
-    let base = attached().map(|table| table.home(UNATTRIBUTED));
-    THREAD.with(|thread| match base {
-        Some(account) => {
-            account.pin(account.generation());
-            thread.push(Charged::account(account))
-        }
-        None => {
-            if let Some(slot) = REGISTRY.slot(0) {
-                slot.hold();
-            }
-            thread.push(Charged::tableless(UNATTRIBUTED))
-        }
-    })
+    let charged = hold_unattributed();
+    this().push(charged)
+}
+
+fn hold_unattributed() -> Charged {
+    if let Some(table) = attached() {
+        let account = table.home(UNATTRIBUTED);
+        account.pin(account.generation());
+        return Charged::account(account);
+    }
+    if let Some(slot) = REGISTRY.slot(0) {
+        slot.hold();
+    }
+    Charged::tableless(UNATTRIBUTED)
 }
 
 /// Ends a scope: the calling thread charges again what it charged before.
 #[inline]
 pub(crate) fn leave(entered: &Entered) {
-    THREAD.with(|thread| thread.pop(entered));
+    this().pop(entered);
 }
 
 /// The thread's exit hook: settles its accounts, leaves its table to another.
@@ -414,8 +435,7 @@ fn detach() {
             return;
         };
         thread.table.set(None);
-        thread.epoch.set(thread.epoch.get().wrapping_add(1));
-        thread.depth.set(0);
+        thread.moment.set((epoch_at(thread.moment.get()) + 1) << 32);
         thread.ended.set(0);
         thread.disordered.set(false);
         thread.set_current(Charged::tableless(UNATTRIBUTED));

@@ -33,10 +33,20 @@ pub(crate) const fn inner_size(size: usize) -> usize {
 /// The layout that the inner allocator sees for the user's `layout`.
 #[inline(always)]
 pub(crate) fn inner(layout: Layout) -> Layout {
+    // SAFETY: `layout` is one.
+    unsafe { inner_of(layout.size(), layout.align()) }
+}
+
+/// As [`inner`], for a layout in two parts.
+///
+/// # Safety
+/// `size` and `align` are those of a [`Layout`].
+#[inline(always)]
+pub(crate) unsafe fn inner_of(size: usize, align: usize) -> Layout {
     // SAFETY: a page-mapped layout is the caller's own, valid one. Otherwise
     // the size is below `PAGE_MAPPED_MIN + TAG_BYTES` and the assertion above
     // shows that rounding it up to the (valid) alignment cannot overflow.
-    unsafe { Layout::from_size_align_unchecked(inner_size(layout.size()), layout.align()) }
+    unsafe { Layout::from_size_align_unchecked(inner_size(size), align) }
 }
 
 /// The same pointer, of which the compiler knows nothing.

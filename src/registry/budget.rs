@@ -30,13 +30,19 @@ pub(crate) const UNLIMITED: u64 = u64::MAX;
 /// Tiers that one memory can have, the three subscription tiers included.
 pub(crate) const MAX_TIERS: usize = 32;
 
-/// The most bytes a thread draws ahead of its needs.
+/// The most bytes a thread draws ahead of its needs for small blocks.
 pub(crate) const MAX_BATCH_BYTES: u64 = 64 * 1024;
 
-/// How much to draw ahead when `room` bytes are left: less and less towards
-/// the limit, so that the last bytes are handed out exactly.
-pub(crate) fn batch(room: u64) -> u64 {
-    (room / 64).min(MAX_BATCH_BYTES)
+/// The same for large blocks, of which a batch should cover several.
+const MAX_LARGE_BATCH_BYTES: u64 = 1024 * 1024;
+const LARGE_BLOCKS: u64 = 32;
+
+/// How much to draw ahead for blocks of about `size` bytes when `room` bytes
+/// are left: less and less towards the limit, so that the last bytes are
+/// handed out exactly.
+pub(crate) fn batch(room: u64, size: u64) -> u64 {
+    let several = size.saturating_mul(LARGE_BLOCKS);
+    (room / 64).min(several.clamp(MAX_BATCH_BYTES, MAX_LARGE_BATCH_BYTES))
 }
 
 /// What the ancestors hold for a client with this guarantee and charge.
@@ -374,11 +380,13 @@ mod tests {
 
     #[test]
     fn the_batch_shrinks_with_the_room_to_nothing() {
-        assert_eq!(batch(UNLIMITED), MAX_BATCH_BYTES);
-        assert_eq!(batch(64 * MAX_BATCH_BYTES), MAX_BATCH_BYTES);
-        assert_eq!(batch(6400), 100);
-        assert_eq!(batch(63), 0);
-        assert_eq!(batch(0), 0);
+        assert_eq!(batch(UNLIMITED, 8), MAX_BATCH_BYTES);
+        assert_eq!(batch(64 * MAX_BATCH_BYTES, 8), MAX_BATCH_BYTES);
+        assert_eq!(batch(6400, 8), 100);
+        assert_eq!(batch(63, 8), 0);
+        assert_eq!(batch(0, 8), 0);
+        assert_eq!(batch(6400, UNLIMITED), 100);
+        assert_eq!(batch(UNLIMITED, UNLIMITED), MAX_LARGE_BATCH_BYTES);
     }
 
     #[test]

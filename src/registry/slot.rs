@@ -528,7 +528,7 @@ impl Locked {
             return Err(refused(charged));
         }
         if ahead && reach == Reach::Limits {
-            let extra = budget::batch(self.room().saturating_sub(bytes));
+            let extra = budget::batch(self.room().saturating_sub(bytes), bytes);
             if extra > 0 && self.lift(charged, grown + extra, reach).is_ok() {
                 return Ok(extra);
             }
