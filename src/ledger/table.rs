@@ -24,6 +24,13 @@ use core::ptr;
 const PLACES: usize = 1 << 14;
 const PROBES: usize = 4;
 
+/// Tables start at so many different places in a page, for walks over what all
+/// of them hold in one place: mappings that started alike would put it in one
+/// and the same set of the caches.
+const COLORS: usize = 16;
+
+const _: () = assert!(align_of::<Table>() <= size_of::<Account>());
+
 /// See the module's description. All zero is an empty table.
 #[repr(C)]
 pub(crate) struct Table {
@@ -59,7 +66,13 @@ pub(crate) fn acquire() -> Option<&'static Table> {
         return Some(table);
     }
     drop(idle);
-    let fresh: *mut Table = sys::map(size_of::<Table>())?.cast().as_ptr();
+    static COLOR: AtomicU32 = AtomicU32::new(0);
+    let color = COLOR.fetch_add(1, Ordering::Relaxed) as usize % COLORS;
+    let mapping = sys::map(size_of::<Table>() + COLORS * size_of::<Account>())?;
+    // SAFETY: stays within the mapping, and aligned for `Table`.
+    let fresh: *mut Table = unsafe { mapping.add(color * size_of::<Account>()) }
+        .cast()
+        .as_ptr();
     // SAFETY: the mapping is page-aligned, large enough and zeroed, which is a
     // valid empty `Table`; it is never unmapped.
     let table = unsafe { &*fresh };

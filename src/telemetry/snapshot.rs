@@ -119,16 +119,16 @@ pub(crate) fn take_snapshot(shared: &Shared, memory: MemoryUsage) -> Snapshot {
     };
     // The names are copied first: reading the accounts takes a while, and the
     // lock is also taken to register clients.
-    let names: Vec<(Arc<str>, Client)> = shared
+    let mut names: Vec<(Arc<str>, Client)> = shared
         .names()
         .iter()
         .filter_map(|(name, &id)| Some((Arc::clone(name), Client::with_id(id)?)))
         .collect();
-    let mut clients: Vec<ClientSnapshot> = names
+    names.sort_by(|(a, _), (b, _)| a.cmp(b));
+    let clients: Vec<ClientSnapshot> = names
         .into_iter()
         .map(|(name, client)| of(name, &client))
         .collect();
-    clients.sort_by(|a, b| a.name.cmp(&b.name));
     // A client may have been removed since the names were copied.
     let named: HashSet<ClientId> = clients.iter().map(|client| client.id).collect();
     let retired = shared
