@@ -1,0 +1,112 @@
+//! Measures `tiered_allocator` against the bare inner allocators and against
+//! other accounting allocators. `report` writes `BENCHMARKS.md` and a plot,
+//! `check` fails if an allocation takes more instructions than it did.
+
+mod count;
+mod heaps;
+mod instructions;
+mod plot;
+mod report;
+mod rows;
+mod runner;
+mod trailer;
+
+use rows::Effort;
+use std::path::Path;
+use std::process::ExitCode;
+use tiered_allocator::TieredAllocator;
+use tracking_allocator::{AllocationGroupId, AllocationRegistry, AllocationTracker};
+
+#[global_allocator]
+static HEAP: TieredAllocator = TieredAllocator::system();
+
+const USAGE: &str = "\
+tiered_allocator_bench report            measure everything, write BENCHMARKS.md
+tiered_allocator_bench rows              only the comparisons, to the terminal
+tiered_allocator_bench facts [PART]      only the rest, or what PART names
+tiered_allocator_bench check             compare instruction counts with their limits
+tiered_allocator_bench count glibc|mimalloc|jemalloc bare|tiered pair|constant|scope COUNT";
+
+/// What `tracking-allocator` calls: it leaves the counting to its user.
+struct Count;
+
+impl AllocationTracker for Count {
+    fn allocated(&self, _: usize, size: usize, _: usize, _: AllocationGroupId) {
+        trailer::CLIENTS[2].add(size as u64);
+    }
+
+    fn deallocated(
+        &self,
+        _: usize,
+        size: usize,
+        _: usize,
+        _: AllocationGroupId,
+        _: AllocationGroupId,
+    ) {
+        trailer::CLIENTS[2].subtract(size as u64);
+    }
+}
+
+fn main() -> ExitCode {
+    assert!(TieredAllocator::is_installed());
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let effort = Effort { rounds: 301 };
+    match args[..] {
+        ["report"] => {
+            track();
+            let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+            if let Err(error) = report::write(&root, effort) {
+                eprintln!("the report could not be written: {error}");
+                return ExitCode::FAILURE;
+            }
+        }
+        ["rows"] => {
+            track();
+            for row in rows::allocators(effort) {
+                println!("{}", row.name);
+                for one in row.comparisons {
+                    println!(
+                        "  {:9} {:9.2} -> {:9.2} {}, ratio {:.3} ± {:.3}",
+                        one.inner,
+                        one.bare.median,
+                        one.tiered.median,
+                        row.unit,
+                        one.ratio.median,
+                        one.ratio.mad,
+                    );
+                }
+            }
+        }
+        ["facts", ref only @ ..] => {
+            for fact in rows::facts(effort, only.first().copied().unwrap_or_default()) {
+                println!(
+                    "{}: {:.3} ± {:.3} {}",
+                    fact.name, fact.figure.median, fact.figure.mad, fact.unit
+                );
+            }
+        }
+        ["check"] => {
+            if !instructions::check() {
+                return ExitCode::FAILURE;
+            }
+        }
+        ["count", inner, kind, workload, operations] => {
+            if count::run(inner, kind, workload, operations).is_none() {
+                eprintln!("{USAGE}");
+                return ExitCode::FAILURE;
+            }
+        }
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn track() {
+    if AllocationRegistry::set_global_tracker(Count).is_ok() {
+        AllocationRegistry::enable_tracking();
+    }
+}
