@@ -57,7 +57,7 @@ fn markdown(
          global allocator, with sizes that the compiler does not know, in the scope of a client \
          with a finite quota. Candidates take turns in stints of a few hundred microseconds; a \
          ratio is formed within a turn, and what is shown is the median over up to {rounds} \
-         turns ± the median absolute deviation. Peers that work over any allocator are shown \
+         turns ± the median absolute deviation; *within noise* means closer to the goal than two standard errors. Peers that work over any allocator are shown \
          for each, the others for glibc. *Shared atomics* is a model of the usual design: a \
          pointer to the owner's counters behind each block, two shared counters updated by every \
          call.\n\n![ratios](docs/benchmarks.svg)\n\n\
@@ -82,7 +82,7 @@ fn markdown(
                 one.ratio.median,
                 one.ratio.mad,
                 goal(one.goal, "≤"),
-                verdict(one.goal, one.ratio.median <= one.goal),
+                verdict(one.goal, one.ratio.is_below(one.goal)),
                 peers.join(", "),
                 unit = row.unit,
             );
@@ -101,7 +101,7 @@ fn markdown(
                 one.what,
                 one.inner,
                 tiered - bare,
-                verdict(20.0, tiered - bare <= 20.0),
+                verdict(20.0, Some(tiered - bare <= 20.0)),
             ),
             None => writeln!(
                 text,
@@ -139,11 +139,12 @@ fn goal(goal: f64, sign: &str) -> String {
     }
 }
 
-fn verdict(goal: f64, met: bool) -> &'static str {
+fn verdict(goal: f64, met: Option<bool>) -> &'static str {
     match (goal.is_finite(), met) {
         (false, _) => "",
-        (true, true) => "yes",
-        (true, false) => "**no**",
+        (true, Some(true)) => "yes",
+        (true, Some(false)) => "**no**",
+        (true, None) => "within noise",
     }
 }
 

@@ -6,7 +6,7 @@ use crate::trailer::{self, Trailer};
 use cap::Cap;
 use mimalloc::MiMalloc;
 use stats_alloc::StatsAlloc;
-use std::alloc::{GlobalAlloc, Layout, System};
+use std::alloc::{GlobalAlloc as _, Layout, System};
 use std::hint::black_box;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -59,12 +59,10 @@ impl Fact {
         }
     }
 
-    pub fn met(&self) -> bool {
-        if self.at_least {
-            self.figure.median >= self.goal
-        } else {
-            self.figure.median <= self.goal
-        }
+    /// `None`: the noise does not tell.
+    pub fn met(&self) -> Option<bool> {
+        let below = self.figure.is_below(self.goal)?;
+        Some(below != self.at_least)
     }
 }
 
@@ -97,7 +95,7 @@ fn compare(
         let mut workload = workload.clone();
         Box::new(move || workload.stint::<H>())
     }
-    fn on<B: GlobalAlloc>(
+    fn on<B>(
         inner: &'static str,
         effort: Effort,
         goal: f64,
@@ -563,6 +561,7 @@ fn snapshots(effort: Effort, facts: &mut Vec<Fact>) {
         loss.push(Figure {
             median: (ratio.median - 1.0) * 100.0,
             mad: ratio.mad * 100.0,
+            count: ratio.count,
         });
         stop.store(true, Ordering::Relaxed);
     });

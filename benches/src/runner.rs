@@ -12,15 +12,29 @@ use std::time::Instant;
 pub struct Figure {
     pub median: f64,
     pub mad: f64,
+    /// Values behind it.
+    pub count: usize,
 }
 
 impl Figure {
+    /// Standard error of the median, if the values are about normal.
+    pub fn error(&self) -> f64 {
+        1.25 * 1.48 * self.mad / (self.count as f64).sqrt()
+    }
+
+    /// On which side of `goal` it is; `None` if the noise does not tell.
+    pub fn is_below(&self, goal: f64) -> Option<bool> {
+        let distance = goal - self.median;
+        (distance.abs() > 2.0 * self.error()).then_some(distance > 0.0)
+    }
+
     pub fn of(values: &[f64]) -> Figure {
         let middle = median(values.to_vec());
         let deviations = values.iter().map(|value| (value - middle).abs()).collect();
         Figure {
             median: middle,
             mad: median(deviations),
+            count: values.len(),
         }
     }
 }
