@@ -447,22 +447,6 @@ impl Program {
         }
     }
 
-    /// Whether some budget of the client holds more than its limit: the limit
-    /// was lowered, or an observed client went past it. Until frees have
-    /// brought it back, credit of running threads may still be used up.
-    fn is_over(&self, client: &ModelClient) -> bool {
-        let memory = self.memory.usage();
-        let snapshot = self.memory.snapshot();
-        client.handle.usage().charged_bytes > client.max
-            || memory.charged_bytes > memory.usable_bytes
-            || snapshot.tiers.iter().any(|tier| {
-                *tier.name == *TIERS[client.tier]
-                    && tier
-                        .limit_bytes
-                        .is_some_and(|limit| tier.charged_bytes > limit)
-            })
-    }
-
     /// Whether all budgets of `client` have room for `size` more bytes, if the
     /// model can tell: overdrafts, by how much they spare the limits, are not
     /// modelled.
@@ -483,7 +467,7 @@ impl Program {
         match asking.enforcement {
             Enforcement::Observe => Verdict::Granted,
             Enforcement::Graceful => Verdict::Either,
-            _ if self.is_over(asking) || self.memory.usage().overdrawn_bytes > 0 => Verdict::Either,
+            _ if self.memory.usage().overdrawn_bytes > 0 => Verdict::Either,
             _ => Verdict::Refused,
         }
     }

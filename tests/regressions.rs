@@ -357,3 +357,27 @@ fn work_kept_for_later_keeps_its_request_budget_although_nothing_else_does() {
         .max();
     assert!(index.unwrap() < 500, "{index:?}");
 }
+
+/// Credit that was drawn, or freed, under a limit that was lowered since.
+#[test]
+#[serial]
+fn a_lowered_limit_binds_what_is_freed_under_it() {
+    let memory = memory_of(1 << 30);
+    let client = client(&memory, "lowered", 4 << 20, Enforcement::Strict);
+    let scope = client.enter();
+    let mut blocks: Vec<Block> = tiered_allocator::untracked(|| Vec::with_capacity(100));
+    blocks.extend((0..100).map(|_| Block::new(100).unwrap()));
+    drop(scope);
+    client
+        .configure(
+            tiered_allocator::ClientOptions::new("Basic")
+                .max(tiered_allocator::Limit::Bytes(5000))
+                .enforcement(Enforcement::Strict),
+        )
+        .unwrap();
+    let _scope = client.enter();
+    blocks.truncate(40);
+    assert_eq!(client.usage().live_bytes, 4000);
+    assert!(Block::new(3000).is_none());
+    assert!(Block::new(1000).is_some());
+}

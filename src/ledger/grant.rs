@@ -57,10 +57,26 @@ pub(crate) fn owner(tag: Tag, address: usize, size: usize) -> &'static Slot {
 /// What kind of charge asks.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Asks {
-    /// A new block, for the client of the current scope.
+    /// A new block, for code that may not be able to fail.
     Block,
     /// A block that exists grows, whoever is current.
     Growth,
+    /// A new block, for a caller that gets an error with its figures.
+    Fallible,
+    /// A block that exists comes back from where it was not charged, for such
+    /// a caller.
+    Return,
+}
+
+impl Asks {
+    fn is_new_block(self) -> bool {
+        matches!(self, Asks::Block | Asks::Fallible)
+    }
+
+    /// Whether the caller can do without: then nothing is lent to it.
+    fn can_fail(self) -> bool {
+        matches!(self, Asks::Fallible | Asks::Return)
+    }
 }
 
 /// Charges a new block of `size` bytes to the calling thread's client after
@@ -146,14 +162,14 @@ pub(crate) fn charge_for(slot: &'static Slot, size: u64) -> Result<(), Refusal> 
         account.withdraw(size);
     }
     let _cold = Cold::enter(thread::own_table());
-    admit(slot, account, size, Asks::Block)
+    admit(slot, account, size, Asks::Fallible)
 }
 
 /// Charges `size` bytes of a page-mapped block straight to the client's
 /// totals: blocks come and go on any thread and live long.
 pub(crate) fn charge_block(slot: &'static Slot, size: u64) -> Result<(), Refusal> {
     let _cold = Cold::enter(thread::attached());
-    admit(slot, None, size, Asks::Block)?;
+    admit(slot, None, size, Asks::Fallible)?;
     slot.lock().add_block_bytes(size as i64);
     Ok(())
 }
@@ -162,7 +178,7 @@ pub(crate) fn charge_block(slot: &'static Slot, size: u64) -> Result<(), Refusal
 /// bytes were not charged: a removed client's blocks may do that, too.
 pub(crate) fn restore_block(slot: &'static Slot, size: u64) -> Result<(), Refusal> {
     let _cold = Cold::enter(thread::attached());
-    admit(slot, None, size, Asks::Growth)?;
+    admit(slot, None, size, Asks::Return)?;
     slot.lock().add_block_bytes(size as i64);
     Ok(())
 }
@@ -217,7 +233,7 @@ fn admit(
     let mut found_nothing = false;
     for round in 1.. {
         let mut locked = slot.lock();
-        if asks == Asks::Block && !takes_new_blocks(slot) {
+        if asks.is_new_block() && !takes_new_blocks(slot) {
             let refusal = Refusal {
                 node: BudgetNode::Removed,
                 requested: size,
@@ -252,9 +268,10 @@ fn admit(
             drop(locked);
             let client = slot.client();
             let family = |other: &'static Slot| !by_itself || ptr::eq(other.client(), client);
+            let missing = (refusal.charged + refusal.requested).saturating_sub(refusal.limit);
             let returned = waiting
                 .as_ref()
-                .is_some_and(|Waiting(tree)| revoke::within_tree(tree, family));
+                .is_some_and(|Waiting(tree)| revoke::within_tree(tree, missing, family));
             // What was found may be another's by now, and what was not may
             // have been taken back by another: once more.
             if returned || !found_nothing {
@@ -262,7 +279,7 @@ fn admit(
                 continue;
             }
             locked = slot.lock();
-            if asks == Asks::Block && !takes_new_blocks(slot) {
+            if asks.is_new_block() && !takes_new_blocks(slot) {
                 continue;
             }
         }
@@ -288,6 +305,7 @@ fn beyond(
 ) -> Result<(), Refusal> {
     match locked.slot().limits().enforcement {
         Enforcement::Strict => refuse_or_spare(locked, account, size, asks, refusal),
+        Enforcement::Graceful if asks.can_fail() => Err(locked.refuse(refusal)),
         Enforcement::Graceful => {
             let client = locked.slot().client();
             let slot = locked.slot();
@@ -343,7 +361,7 @@ fn try_admit(
     reach: Reach,
 ) -> Result<(), Refusal> {
     let slot = locked.slot();
-    let blocks = u64::from(asks == Asks::Block);
+    let blocks = u64::from(asks.is_new_block());
     let Some(account) = account else {
         locked.charge(size, false, reach)?;
         slot.settle(Totals {
@@ -354,7 +372,13 @@ fn try_admit(
         });
         return Ok(());
     };
-    let credit = account.credit().max(0) as u64;
+    let mut credit = account.credit().max(0) as u64;
+    if credit > 0 && locked.is_over_limits() {
+        // A limit was lowered: what was drawn under the old one is not used.
+        locked.refund(credit);
+        account.place(account.net(), 0, 0);
+        credit = 0;
+    }
     let net = account.net() + size as i64;
     let may_keep = may_keep_credit(locked, account);
     let mut left = if credit >= size {
@@ -497,7 +521,7 @@ fn settle_tableless(tag: Tag, net: i64, allocs: u64, frees: u64) {
 
 fn settle_unattributed(account: Option<&Account>, size: u64, asks: Asks) {
     debug_assert!(account.is_none());
-    let blocks = u64::from(asks == Asks::Block);
+    let blocks = u64::from(asks.is_new_block());
     settle_tableless(thread::UNATTRIBUTED, size as i64, blocks, 0);
 }
 
@@ -516,7 +540,7 @@ pub(crate) fn collect_with_budgets(slot: &'static Slot) {
     let tree = locked.share_tree().filter(|_| slot.has_children());
     drop(locked);
     if let Some(tree) = tree {
-        revoke::within_tree(&tree, |other| other.is_within(slot));
+        revoke::within_tree(&tree, 0, |other| other.is_within(slot));
     }
 }
 
@@ -524,7 +548,7 @@ pub(crate) fn collect_with_budgets(slot: &'static Slot) {
 /// lock. Answers whether anything came back.
 pub(crate) fn collect_all(tree: &Tree) -> bool {
     let _cold = Cold::enter(thread::attached());
-    revoke::within_tree(tree, |_| true)
+    revoke::within_tree(tree, 0, |_| true)
 }
 
 /// Opens an account of the calling thread for a client, evicting another if

@@ -10,6 +10,7 @@ use crate::registry::REGISTRY;
 use crate::registry::budget::Tree;
 use crate::registry::events::EventKind;
 use crate::registry::slot::{Locked, Slot, State};
+use crate::sys;
 
 /// Ends new charges to the client of `generation`. `false`: it was removed
 /// before.
@@ -27,7 +28,7 @@ pub(crate) fn retire(slot: &'static Slot, generation: u32) -> bool {
     if let Some(tree) = tree {
         // Its request budgets: without credit their charges come to where the
         // removal is seen.
-        revoke::within_tree(&tree, |other| other.is_within(slot));
+        revoke::within_tree(&tree, 0, |other| other.is_within(slot));
     }
     true
 }
@@ -79,6 +80,11 @@ pub(crate) fn try_close(slot: &'static Slot, generation: u32) -> bool {
         (!used).then_some(threads)
     };
     if is_empty(&locked).is_none() {
+        return false;
+    }
+    if !sys::heavy_fence_available() && revoke::has_accounts(&locked) {
+        // Nothing tells whether their owners have seen the removal: the slot
+        // is closed when their threads have ended.
         return false;
     }
     if slot.parent().is_some() {

@@ -18,7 +18,7 @@ use crate::sys;
 /// never run again (another one's, in a forked child) must not hold us up.
 const PATIENCE: usize = 10_000;
 
-fn accounts_of(locked: &Locked) -> impl Iterator<Item = &'static Account> {
+fn accounts_of(locked: &Locked) -> impl Iterator<Item = &'static Account> + use<> {
     let tag = locked.slot().tag();
     table::owned().filter_map(move |table| table.find(tag))
 }
@@ -40,12 +40,7 @@ pub(super) fn within_client(locked: &mut Locked, own: Option<&Account>, size: u6
     let own_credit = own.map_or(0, |own| own.credit().max(0) as u64);
     let others: u64 = accounts_of(locked)
         .filter(|account| !is_own(account))
-        // An attempt about to be withdrawn hides credit. One load: the owner
-        // goes on charging.
-        .map(|account| match u64::try_from(account.credit()) {
-            Ok(credit) => credit,
-            Err(_) => u64::from(account.window()),
-        })
+        .map(unused)
         .sum();
     let max = locked.slot().limits().max;
     let spent = locked.slot().charged().saturating_sub(own_credit);
@@ -74,64 +69,87 @@ pub(super) fn all_of_client(locked: &mut Locked) {
 /// Bars all accounts of the client but `spared`, fences, takes what is unused
 /// and lets them go on, unless the client was removed: then they stay barred.
 fn seize(locked: &mut Locked, spared: Option<&Account>) -> u64 {
-    let barred = || {
-        accounts_of(locked).filter(|account| {
-            account.window() > 0 && !spared.is_some_and(|spared| core::ptr::eq(spared, *account))
-        })
+    let is_spared = |account: &Account| spared.is_some_and(|spared| core::ptr::eq(spared, account));
+    let barred = |locked: &Locked| {
+        accounts_of(locked).filter(|account| account.window() > 0 && !is_spared(account))
     };
-    barred().for_each(Account::bar);
+    barred(locked).for_each(Account::bar);
     let fenced = sys::heavy_fence();
-    let goes_on = locked.slot().state() == State::Active;
     let mut seized = 0;
-    for account in barred() {
-        if fenced {
-            await_withdrawal(account);
-            seized += account.seize();
-        }
-        if goes_on {
-            account.unbar();
-        }
+    for account in barred(locked).filter(|_| fenced) {
+        await_withdrawal(account);
+        seized += account.seize();
     }
     locked.refund(seized);
+    // Seizing may have closed a window; its ceiling is set again all the same.
+    for account in accounts_of(locked).filter(|account| !is_spared(account)) {
+        let_go(locked, account);
+    }
     seized
 }
 
+/// Lets the owner of a barred account go on, unless its client was removed or
+/// holds more than it may: then its next charge has to ask.
+fn let_go(locked: &Locked, account: &Account) {
+    if locked.slot().state() == State::Active && !locked.is_over_limits() {
+        account.unbar();
+    }
+}
+
 /// Returns the unused credit of every slot of a memory that is concerned, one
-/// slot at a time. The caller holds no slot's lock. Answers whether anything
-/// came back.
-pub(super) fn within_tree(tree: &Tree, concerns: impl Fn(&'static Slot) -> bool) -> bool {
+/// slot at a time, if there are `missing` bytes of it. The caller holds no
+/// slot's lock. Answers whether anything came back.
+pub(super) fn within_tree(
+    tree: &Tree,
+    missing: u64,
+    concerns: impl Fn(&'static Slot) -> bool,
+) -> bool {
     let _revoking = tree.revoking.lock();
-    let goes_on = |locked: &Locked| locked.slot().state() == State::Active;
-    let mut any = false;
+    if !has_credit(tree, missing, &concerns) {
+        return false;
+    }
     for_each_in(tree, &concerns, |_, account| {
         if account.credit() != 0 {
             account.bar();
-            any = true;
         }
     });
-    if !any || !sys::heavy_fence() {
-        for_each_in(tree, &concerns, |locked, account| {
-            if goes_on(locked) {
-                account.unbar();
-            }
-        });
-        return false;
-    }
+    let fenced = sys::heavy_fence();
     let mut returned = false;
     for_each_in(tree, &concerns, |locked, account| {
         // An owner that came to the cold path meanwhile has moved its window
         // and lifted the bar: what it drew then is not looked at.
         if account.is_barred() {
-            await_withdrawal(account);
-            let seized = account.seize();
-            if goes_on(locked) {
-                account.unbar();
+            if fenced {
+                await_withdrawal(account);
+                let seized = account.seize();
+                locked.refund(seized);
+                returned |= seized > 0;
             }
-            locked.refund(seized);
-            returned |= seized > 0;
+            let_go(locked, account);
         }
     });
     returned
+}
+
+/// Whether the accounts that are concerned hold any unused credit, and at
+/// least `missing` bytes. Reads only, so that a refusal disturbs nobody.
+fn has_credit(tree: &Tree, missing: u64, concerns: impl Fn(&'static Slot) -> bool) -> bool {
+    let mut credit = 0_u64;
+    for table in table::owned() {
+        for (_, account) in table.accounts() {
+            let slot = account.tag().index().and_then(|index| REGISTRY.slot(index));
+            if slot.is_some_and(|slot| slot.is_in(tree) && concerns(slot)) {
+                credit = credit.saturating_add(unused(account));
+            }
+        }
+    }
+    credit > 0 && credit >= missing
+}
+
+/// The account's unused credit. An attempt about to be withdrawn hides it;
+/// there can be no more than the window. One load: the owner goes on charging.
+fn unused(account: &Account) -> u64 {
+    u64::try_from(account.credit()).unwrap_or_else(|_| u64::from(account.window()))
 }
 
 /// Runs `visit` for each account of a slot of `tree` that is concerned, under
@@ -148,7 +166,7 @@ fn for_each_in(
             let Some(slot) = tag.index().and_then(|index| REGISTRY.slot(index)) else {
                 continue;
             };
-            if slot.is_unattributed() || !concerns(slot) {
+            if !slot.is_in(tree) || !concerns(slot) {
                 continue;
             }
             let mut locked = slot.lock();
@@ -184,6 +202,11 @@ pub(crate) fn reclaim_barred(locked: &mut Locked) {
         seized += account.seize();
     }
     locked.refund(seized);
+}
+
+/// Whether some thread has an account of the client.
+pub(crate) fn has_accounts(locked: &Locked) -> bool {
+    accounts_of(locked).next().is_some()
 }
 
 /// Whether a scope of some thread still points to an account of the client.

@@ -264,6 +264,8 @@ impl Memory {
         let tree = &self.shared.tree;
         let (place, aggregate) = untracked(|| tree.policies.define(&tier.into(), policy))?;
         tree.tiers[place].set_limit(aggregate);
+        // Credit drawn under the old limit must not outlast it.
+        grant::collect_all(tree);
         Ok(())
     }
 

@@ -203,6 +203,12 @@ impl Tree {
         }
     }
 
+    /// Whether the tier or the memory holds more than it may.
+    pub(crate) fn is_over_limits(&self, tier: usize) -> bool {
+        let over = |node: &Node| node.charged() > node.limit();
+        over(&self.root) || over(&self.tiers[tier])
+    }
+
     /// Bytes that a charge in this tier could still get.
     pub(crate) fn room(&self, tier: usize) -> u64 {
         self.root.room().min(self.tiers[tier].room())

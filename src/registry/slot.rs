@@ -194,6 +194,11 @@ impl Slot {
         core::iter::successors(Some(self), |slot| slot.parent()).any(|above| ptr::eq(above, slot))
     }
 
+    /// Whether the slot's budgets are those of `tree`: a hint without the lock.
+    pub(crate) fn is_in(&self, tree: &Tree) -> bool {
+        ptr::eq(self.tree.load(Ordering::Relaxed), tree)
+    }
+
     /// Whether request budgets exist below this slot.
     pub(crate) fn has_children(&self) -> bool {
         self.children.load(Ordering::Relaxed) > 0
@@ -477,6 +482,16 @@ impl Locked {
             charged: self.slot.charged(),
             limit: self.slot.limits().max,
         }
+    }
+
+    /// Whether a budget of the client, or above it, is charged beyond its
+    /// limit: it was lowered, or the enforcement let it happen.
+    pub(crate) fn is_over_limits(&self) -> bool {
+        let over = |slot: &Slot| slot.charged() > slot.max.load(Ordering::Relaxed);
+        core::iter::successors(Some(self.slot), |slot| slot.parent()).any(over)
+            || self
+                .tree()
+                .is_some_and(|tree| tree.is_over_limits(self.slot.tier()))
     }
 
     /// Bytes that could still be charged within all limits.
