@@ -76,7 +76,7 @@ pub trait ParInClientExt: ParallelIterator {
     /// calling thread (the vector of a `collect`), are charged to whoever is
     /// current there.
     ///
-    /// Costs a scope for each item, about two nanoseconds. Is no safe point:
+    /// Costs a scope for each item, about 20 ns. Is no safe point:
     /// [`Client::checkpoint`] in a `try_for_each` is one, the end of
     /// [`install`] and of [`Client::run`] are others.
     ///
