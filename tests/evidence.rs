@@ -18,7 +18,7 @@ fn an_error_made_in_the_clients_scope_is_charged_to_nobody() {
         let _scope = client.enter();
         let hoard = vec![0_u8; 10_000];
         let at_safe_point = client.checkpoint().unwrap_err();
-        let refused = memory.allocate_for_client("over", 1 << 30).unwrap_err();
+        let refused = memory.allocate_for_client("over", 2 << 30).unwrap_err();
         drop(hoard);
         (at_safe_point, refused)
     };

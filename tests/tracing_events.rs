@@ -87,8 +87,8 @@ fn an_event_has_the_figures_of_the_refusal() {
     let mut events = TracingEvents::new(&memory);
     tracing::subscriber::with_default(collector.clone(), || {
         assert_eq!(events.emit(), 0);
-        // More than the client's limit and the whole headroom.
-        assert!(memory.allocate_for_client("acme", 1 << 30).is_err());
+        // More than the whole memory.
+        assert!(memory.allocate_for_client("acme", 2 << 30).is_err());
         // Nothing is logged where the decision is made.
         assert!(collector.take().is_empty());
         assert_eq!(events.emit(), 1);
@@ -105,7 +105,7 @@ fn an_event_has_the_figures_of_the_refusal() {
         ("client", "acme"),
         ("tier", "Basic"),
         ("node", "Client"),
-        ("requested", "1073741824"),
+        ("requested", "2147483648"),
         ("charged", "0"),
         ("limit", "65536"),
         ("number", "0"),
@@ -139,7 +139,7 @@ fn what_the_subscriber_allocates_is_charged_to_nobody() {
     let memory = Memory::builder(1 << 30).background(false).build().unwrap();
     let client = memory.register("asks", small()).unwrap();
     for _ in 0..200 {
-        assert!(memory.allocate_for_client("asks", 1 << 30).is_err());
+        assert!(memory.allocate_for_client("asks", 2 << 30).is_err());
     }
     let collector = Collector::default();
     let mut events = TracingEvents::new(&memory);
@@ -159,7 +159,7 @@ fn events_lost_to_newer_ones_are_counted() {
     memory.register("busy", small()).unwrap();
     let mut events = TracingEvents::new(&memory);
     for _ in 0..1500 {
-        assert!(memory.allocate_for_client("busy", 1 << 30).is_err());
+        assert!(memory.allocate_for_client("busy", 2 << 30).is_err());
     }
     let collector = Collector::default();
     let emitted = tracing::subscriber::with_default(collector.clone(), || events.emit());

@@ -28,7 +28,7 @@ use std::time::SystemTime;
 /// let memory = Memory::new(1 << 30);
 /// let mut events = TracingEvents::new(&memory);
 /// memory.add_client("acme", SubscriptionTier::Basic);
-/// assert!(memory.allocate_for_client("acme", 1 << 30).is_err());
+/// assert!(memory.allocate_for_client("acme", 2 << 30).is_err());
 /// assert_eq!(events.emit(), 1);
 /// assert_eq!(events.emit(), 0);
 /// ```

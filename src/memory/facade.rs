@@ -409,7 +409,7 @@ impl Memory {
     /// # use tiered_allocator::{EventKind, Memory, SubscriptionTier};
     /// # let memory = Memory::new(1 << 30);
     /// # memory.add_client("acme", SubscriptionTier::Basic);
-    /// assert!(memory.allocate_for_client("acme", 1 << 30).is_err());
+    /// assert!(memory.allocate_for_client("acme", 2 << 30).is_err());
     /// let (events, next) = memory.events(0);
     /// assert_eq!(events[0].kind, EventKind::Refused);
     /// assert!(memory.events(next).0.is_empty());
