@@ -409,7 +409,7 @@ fn a_graceful_client_overdraws_the_headroom_is_marked_and_cleared() {
     assert_eq!((over.output, over.quota.charged), (Some(7), 110_000));
 
     // Within its max again, though not all that was lent is freed.
-    let less = memory.allocate_for_client("a", 5_000).unwrap();
+    let less = Bytes::of(&client, 5_000).unwrap();
     drop(within);
     assert_eq!(client.checkpoint(), Ok(()));
     assert_eq!(client.usage().overdrawn_bytes, 0);
@@ -441,7 +441,7 @@ fn a_client_that_frees_down_to_its_max_is_within_it() {
 fn a_higher_tier_or_a_freed_memory_ends_the_overdraft() {
     let memory = memory_of(1_000_000, 200_000);
     let client = memory.register("a", Basic).unwrap();
-    let held = memory.allocate_for_client("a", 150_000).unwrap();
+    let held = Bytes::of(&client, 150_000).unwrap();
     assert!(client.checkpoint().is_err());
     client.set_tier(Premium).unwrap();
     assert_eq!(client.checkpoint(), Ok(()));
@@ -454,8 +454,8 @@ fn a_higher_tier_or_a_freed_memory_ends_the_overdraft() {
     let big = TierPolicy::new(Limit::Share(0.6));
     memory.set_tier_policy("big", big).unwrap();
     let clients = ["b", "c"].map(|name| memory.register(name, "big").unwrap());
-    let first = memory.allocate_for_client("b", 600_000).unwrap();
-    let second = memory.allocate_for_client("c", 500_000).unwrap();
+    let first = Bytes::of(&clients[0], 600_000).unwrap();
+    let second = Bytes::of(&clients[1], 500_000).unwrap();
     assert_eq!(clients[0].checkpoint(), Ok(()));
     assert!(clients[1].checkpoint().is_err());
     drop(first);
@@ -463,7 +463,7 @@ fn a_higher_tier_or_a_freed_memory_ends_the_overdraft() {
     assert_eq!(memory.usage().overdrawn_bytes, 0);
     assert_eq!(memory.usage().charged_bytes, 500_000);
     drop(second);
-    assert_eq!(memory.usage().charged_bytes, 0);
+    assert_eq!(clients[1].usage().live_bytes, 0);
 }
 
 /// Runs `work` while another thread has an account, full of unused credit,
@@ -501,9 +501,7 @@ fn unused_credit_of_other_threads_is_no_reason_to_overdraw() {
     });
     // Beyond the max by the whole headroom: all of it is there.
     beside_unused_credit(&client, || {
-        let held = memory
-            .allocate_for_client("a", (10 << 20) + 100_000)
-            .unwrap();
+        let held = Bytes::of(&client, (10 << 20) + 100_000).unwrap();
         assert_eq!(client.usage().overdrawn_bytes, 100_000);
         assert_eq!(memory.usage().charged_bytes, 10 << 20);
         drop(held);
@@ -512,24 +510,37 @@ fn unused_credit_of_other_threads_is_no_reason_to_overdraw() {
     assert_eq!(memory.usage().overdrawn_bytes, 0);
 }
 
+/// Whoever gets an error can do without: nothing is lent to it.
+#[test]
+#[serial]
+fn a_caller_that_can_fail_is_refused_at_the_limit() {
+    let memory = memory_of(1_000_000, 200_000);
+    let client = client(&memory, "a", 100_000, Graceful);
+    let refused = refusal(memory.allocate_for_client("a", 100_001).unwrap_err());
+    assert_eq!((refused.node, refused.limit), (BudgetNode::Client, 100_000));
+    let block = memory.allocate_for_client("a", 100_000).unwrap();
+    assert!(memory.allocate_for_client("a", 1).is_err());
+    let mut others = vec![0_u8; 10];
+    assert!(client.adopt(&mut others).is_err());
+    assert_eq!(memory.usage().overdrawn_bytes, 0);
+    assert_eq!(client.checkpoint(), Ok(()));
+    drop(block);
+}
+
 #[test]
 #[serial]
 fn one_client_may_overdraw_as_much_as_its_tier_says() {
     let memory = memory_of(1_000_000, 100_000);
     let policy = TierPolicy::new(Limit::Bytes(50_000)).overdraft(Limit::Share(0.3));
     memory.set_tier_policy("some", policy).unwrap();
-    memory.register("a", "some").unwrap();
-    let refused = refusal(memory.allocate_for_client("a", 80_001).unwrap_err());
-    assert_eq!((refused.node, refused.limit), (BudgetNode::Client, 50_000));
-    let held = memory.allocate_for_client("a", 80_000).unwrap();
-    assert!(memory.allocate_for_client("a", 1).is_err());
+    let clients = ["a", "b", "c", "d"].map(|name| memory.register(name, "some").unwrap());
+    assert!(Bytes::of(&clients[0], 80_001).is_none());
+    let held = Bytes::of(&clients[0], 80_000).unwrap();
+    assert!(Bytes::of(&clients[0], 1).is_none());
     // Each has an overdraft of its own, and all draw on one headroom.
-    memory.register("b", "some").unwrap();
-    memory.register("c", "some").unwrap();
-    memory.register("d", "some").unwrap();
-    let blocks = ["b", "c"].map(|name| memory.allocate_for_client(name, 80_000).unwrap());
+    let blocks = [1, 2].map(|at| Bytes::of(&clients[at], 80_000).unwrap());
     assert_eq!(memory.usage().overdrawn_bytes, 90_000);
-    let last = memory.allocate_for_client("d", 60_000).unwrap();
+    let last = Bytes::of(&clients[3], 60_000).unwrap();
     assert_eq!(memory.usage().overdrawn_bytes, 100_000);
     drop((held, blocks, last));
     assert_eq!(memory.usage().overdrawn_bytes, 0);
@@ -565,7 +576,7 @@ fn a_client_in_overdraft_refuses_and_marks_no_neighbour() {
         }
         for _ in 0..100 {
             let mut held = Vec::new();
-            while let Ok(block) = memory.allocate_for_client("offender", 9_999) {
+            while let Some(block) = Bytes::of(&offender, 9_999) {
                 held.push(block);
                 assert!(held.len() <= 13);
             }
