@@ -181,7 +181,7 @@ fn survives_every_failure(only_that_one: bool, make: impl Fn(&Memory) -> Client)
         assert_eq!(memory.snapshot().unattributed_bytes, nobody);
         // All that is charged now is the thread's credit.
         let usage = client.usage();
-        assert!(usage.charged_bytes <= 128 << 10, "{usage:?}");
+        assert!(usage.charged_bytes <= 2 << 20, "{usage:?}");
         memory.remove_client("client").unwrap();
         assert_eq!(memory.usage().charged_bytes, 0);
         if untouched {

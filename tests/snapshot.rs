@@ -264,14 +264,10 @@ fn tiers_add_up_to_the_memory() {
     for (name, options) in options {
         memory.register(name, options).unwrap();
     }
-    let blocks = [
-        ("a", 10_000),
-        ("b", 20_000),
-        ("c", 30_000),
-        ("d", 40_000),
-        ("b", 9 << 20),
-    ]
-    .map(|(name, size)| memory.allocate_for_client(name, size).unwrap());
+    let blocks = [("a", 10_000), ("b", 20_000), ("c", 30_000), ("d", 40_000)]
+        .map(|(name, size)| memory.allocate_for_client(name, size).unwrap());
+    let borrower = memory.client("b").unwrap();
+    let overdraft = borrower.run(|| vec![0_u8; 9 << 20]).unwrap_err().output;
     memory.remove_client("d").unwrap();
     let snapshot = memory.snapshot();
     let names: Vec<&str> = snapshot
@@ -302,7 +298,9 @@ fn tiers_add_up_to_the_memory() {
     assert!(overdrawn > 0);
     assert_eq!(overdrawn, snapshot.memory.overdrawn_bytes);
     assert_eq!(snapshot.memory, memory.usage());
-    drop(blocks);
+    drop((blocks, overdraft));
+    // Takes the thread's credit along.
+    memory.remove_client("b").unwrap();
     let guarantees = memory.usage().charged_bytes;
     assert_eq!((guarantees, memory.usage().overdrawn_bytes), (501_000, 0));
 }

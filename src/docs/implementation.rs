@@ -80,8 +80,9 @@
 //! is not. When the cold path draws or returns credit it moves the window:
 //! room for `batch` bytes of allocations on the right and as much for frees on
 //! the left, where `batch` is 1/64 of the room left in the client's budgets and
-//! 64 KiB at most. So the last bytes of a budget are handed out one request at a
-//! time, and a thread's credit never exceeds 128 KiB.
+//! 64 KiB at most, or 32 blocks of the size at hand and 1 MiB at most where they
+//! are large. So the last bytes of a budget are handed out one request at a time,
+//! and a thread's credit never exceeds 128 KiB, with large blocks 2 MiB.
 //!
 //! # How a request that meets the ceiling is decided
 //!
@@ -98,14 +99,16 @@
 //!      |-- the client's own limit ---> would the credit of its other threads
 //!      |                               make it fit? take it back, try again
 //!      |-- with request budgets -----> take back the credit of the client and
-//!      |                               its budgets, try again (8 rounds at most)
+//!      |                               its budgets, try again
 //!      |-- tier or memory -----------> take back the credit of all clients of
-//!      |                               the memory, try again (8 rounds at most)
+//!      |                               the memory, try again; nobody draws ahead
+//!      |                               meanwhile
 //!      v
 //!   enforcement:  Strict    null
 //!                 Graceful  past a request budget, within the client's limits;
-//!                           else out of the headroom, at most `overdraft`;
-//!                           else null
+//!                           else what does not fit out of the headroom, then
+//!                           out of what is free below, at most `overdraft`;
+//!                           else, and for callers that get an error: refused
 //!                 Observe   charge whatever the limits say, and count it
 //! ```
 //!

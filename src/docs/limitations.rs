@@ -42,10 +42,13 @@
 //!   [`Client::run`](crate::Client::run) or the poll of its future, except while
 //!   the thread is panicking already: then the request is granted beyond the
 //!   limit.
-//! - **`Graceful` is cooperative, and bounded by the headroom.** Nothing stops a
-//!   client between two safe points. When the headroom is gone its requests are
-//!   refused as if it were strict, also if the usable part has room: overdrafts
-//!   come out of the headroom alone.
+//! - **`Graceful` is cooperative.** Nothing stops a client between two safe
+//!   points. When the headroom is gone it uses what its neighbours have not
+//!   taken below their limits (their guarantees stay), which may bring them past
+//!   the memory's limit and into an overdraft of their own. When the total is
+//!   gone its requests are refused as if it were strict. `TierPolicy::overdraft`
+//!   bounds one client's part, at the price that infallible code of its own
+//!   aborts there.
 //! - **`Observe` has no bound**, not even the memory's total.
 //! - **Close to a limit charges are slower.** The batches shrink to nothing
 //!   there, and each charge takes the client's lock.
@@ -65,7 +68,8 @@
 //! - They are exact when no thread is working for the client, and otherwise of
 //!   no single moment; never negative, never above what is charged.
 //! - `peak_bytes` is the highest charge, which includes unused credit of at most
-//!   128 KiB a thread: an upper bound of the highest live bytes.
+//!   128 KiB a thread, with large blocks 2 MiB: an upper bound of the highest
+//!   live bytes.
 //! - `used` counts every live heap byte as resident. Only for blocks is it
 //!   measured.
 //! - A [`Snapshot`](crate::Snapshot) reads every account of every client: its
@@ -112,8 +116,9 @@
 //! - **64-bit Linux and Android**: everything. `membarrier` needs Linux 4.14; if
 //!   it is refused, threads hold no credit and every charge takes the client's
 //!   lock. A filter that starts to refuse it later leaves credit stranded in its
-//!   threads: a request may then be refused although up to 128 KiB a thread
-//!   would be free.
+//!   threads: a request may then be refused although what the threads hold
+//!   unused would be enough. Slots of removed clients are used again only when
+//!   the threads that worked for them have ended.
 //! - **Other Unix**: a full fence in each allocation. The resident set of the
 //!   process is not known; space in the spill file is used again, but given back
 //!   to the disk only when the memory ends.
