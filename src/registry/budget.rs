@@ -281,6 +281,10 @@ impl Tree {
     /// So nothing is refused to a graceful client while the total is not
     /// exhausted.
     fn lend(&self, bytes: u64) -> Result<(), Refusal> {
+        if bytes > self.headroom.limit().saturating_add(self.root.limit()) {
+            // Nobody shall see the attempt.
+            return Err(self.exhausted(bytes));
+        }
         let spare = self.headroom.room().min(bytes);
         for from_headroom in [bytes, spare] {
             if self.headroom.charge(from_headroom).is_err() {
@@ -295,10 +299,14 @@ impl Tree {
                 Err(_) => self.headroom.refund(from_headroom),
             }
         }
-        Err(refusal(BudgetNode::Memory, bytes)((
+        Err(self.exhausted(bytes))
+    }
+
+    fn exhausted(&self, bytes: u64) -> Refusal {
+        refusal(BudgetNode::Memory, bytes)((
             self.root.charged().saturating_add(self.headroom.charged()),
             self.root.limit().saturating_add(self.headroom.limit()),
-        )))
+        ))
     }
 
     /// Gives back what was lent: first what others may need.

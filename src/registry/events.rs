@@ -21,6 +21,10 @@ use std::time::SystemTime;
 /// Records that are kept.
 pub(crate) const KEPT: usize = 1024;
 
+/// Records that may be begun and not written yet: older ones that are not
+/// there were given up.
+const IN_FLIGHT: u64 = 64;
+
 /// What happened.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
@@ -146,8 +150,26 @@ impl Events {
     pub(crate) fn read(&self, from: u64) -> (Vec<(u64, Record)>, u64) {
         let next = self.next.load(Ordering::Acquire);
         let first = from.max(next.saturating_sub(KEPT as u64));
-        let records = (first..next).filter_map(|number| Some((number, self.record(number)?)));
-        (records.collect(), next)
+        let mut records = Vec::new();
+        for number in first..next {
+            match self.record(number) {
+                Some(record) => records.push((number, record)),
+                // Somebody is writing it at this moment: the next read has it.
+                None if next - number <= IN_FLIGHT && !self.is_past(number) => {
+                    return (records, number);
+                }
+                None => {}
+            }
+        }
+        (records, next)
+    }
+
+    /// Whether the place of this record has gone to a later one.
+    fn is_past(&self, number: u64) -> bool {
+        let stamp = self.entries[number as usize % KEPT]
+            .stamp
+            .load(Ordering::Relaxed);
+        stamp > 2 * number + 2
     }
 
     fn record(&self, number: u64) -> Option<Record> {
@@ -237,6 +259,24 @@ mod tests {
         let (read, _) = events.read(0);
         assert_eq!(read.len(), KEPT);
         assert_eq!(read[0].0, 50);
+    }
+
+    #[test]
+    fn a_record_in_the_making_is_left_for_the_next_read() {
+        let events = Events::new();
+        events.write(record(0));
+        // Another thread has begun number 1 and is not done.
+        events.next.fetch_add(1, Ordering::Relaxed);
+        events.write(record(2));
+        assert_eq!(events.read(0).1, 1);
+        assert_eq!(events.read(1), (Vec::new(), 1));
+        // It never will be: the reader goes on.
+        for number in 3..3 + IN_FLIGHT {
+            events.write(record(number));
+        }
+        let (read, next) = events.read(1);
+        assert_eq!(read.first().map(|(number, _)| *number), Some(2));
+        assert_eq!(next, 3 + IN_FLIGHT);
     }
 
     #[test]
