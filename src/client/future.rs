@@ -6,7 +6,8 @@
 //! charged to its client all the same.
 
 use super::error::QuotaExceeded;
-use super::handle::{Client, Hold, SafePoint};
+use super::handle::{Client, Hold};
+use super::safe_point::SafePoint;
 use crate::unwind;
 use core::future::Future;
 use core::pin::Pin;

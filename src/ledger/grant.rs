@@ -1,8 +1,9 @@
 //! The cold path between accounts and budgets: draws credit, returns it,
 //! admits a request or refuses it, opens and settles accounts.
 //!
-//! Lock order: `Tree::revoking` before any slot's lock; never two slots' locks
-//! at once; the inner allocator is never called under either.
+//! Lock order: `Tree::revoking` before any slot's lock; a request budget's
+//! before that of what it is part of, and no other two; the inner allocator is
+//! never called under any of them.
 
 use super::account::Account;
 use super::fork::Cold;

@@ -1,0 +1,118 @@
+//! Safe points: where a client that took too much stops, or waits a little.
+
+use super::error::QuotaExceeded;
+use super::handle::{Client, quota_exceeded};
+use crate::ledger::grant;
+use crate::registry::events::EventKind;
+use crate::registry::{ReclaimPolicy, overage};
+use core::time::Duration;
+
+/// What a client is to do at a safe point.
+#[derive(Debug)]
+pub(crate) enum SafePoint {
+    Go,
+    /// Above its soft limit: give the reclaimer a moment.
+    Pause(Duration),
+    /// Over its quota.
+    Stop(QuotaExceeded),
+}
+
+impl Client {
+    /// A safe point: code that runs for a client calls it where it can stop.
+    /// Three loads while the client is below its soft limit.
+    ///
+    /// Above the soft limit it waits a little, at most 100 ms, while the
+    /// reclaimer takes idle blocks of the client: the longer the closer the
+    /// client is to its `max`, and not at all if there is nothing to take or
+    /// no reclaimer thread.
+    ///
+    /// # Errors
+    /// The client is over its quota: stop, and free what can be freed.
+    #[inline]
+    pub fn checkpoint(&self) -> Result<(), QuotaExceeded> {
+        match self.safe_point() {
+            SafePoint::Go => Ok(()),
+            SafePoint::Stop(quota) => Err(quota),
+            SafePoint::Pause(pause) => {
+                if let Ok(tree) = self.tree() {
+                    tree.bell.press_and_wait(pause);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// What the client is to do at a safe point, without doing it.
+    #[inline]
+    pub(crate) fn safe_point(&self) -> SafePoint {
+        if !self.slot().needs_attention() || self.slot().generation() != self.id().generation() {
+            return SafePoint::Go;
+        }
+        self.safe_point_cold()
+    }
+
+    #[cold]
+    fn safe_point_cold(&self) -> SafePoint {
+        // The client behind a request budget, or the client itself.
+        let client = Client::new(self.slot().client(), self.slot().client().generation());
+        if client.slot().overdrawn() > 0
+            && let Err(quota) = client.over_quota()
+        {
+            return SafePoint::Stop(quota);
+        }
+        if self.slot().is_over_budget() {
+            grant::collect_with_budgets(self.slot());
+            if let Some(quota) = self.over_budget() {
+                self.locked(|locked| locked.record(EventKind::Cancelled, locked.figures()));
+                return SafePoint::Stop(quota);
+            }
+        }
+        client.pause()
+    }
+
+    /// How long to wait above the soft limit, if at all.
+    fn pause(&self) -> SafePoint {
+        let limits = self.slot().limits();
+        let idle = self.slot().idle_block_bytes();
+        match overage::pause(self.slot().charged(), limits.soft, limits.max, idle) {
+            Duration::ZERO => SafePoint::Go,
+            pause if self.may_be_relieved() => SafePoint::Pause(pause),
+            _ => SafePoint::Go,
+        }
+    }
+
+    /// Whether somebody could take this client's idle blocks.
+    fn may_be_relieved(&self) -> bool {
+        let Ok(tree) = self.tree() else {
+            return false;
+        };
+        let keeps = tree
+            .policies
+            .at(self.slot().tier())
+            .is_none_or(|tier| tier.policy.reclaim == ReclaimPolicy::Keep);
+        tree.bell.is_staffed() && !keeps
+    }
+
+    /// Asks for relief without waiting for it.
+    pub(crate) fn press(&self) {
+        if let Ok(tree) = self.tree() {
+            tree.bell.press();
+        }
+    }
+
+    fn over_quota(&self) -> Result<(), QuotaExceeded> {
+        grant::collect_with_budgets(self.slot());
+        let figures = self.locked(|locked| {
+            locked.cover_overdraft();
+            (self.slot().overdrawn() > 0).then(|| {
+                let figures = locked.figures();
+                locked.record(EventKind::Cancelled, figures);
+                figures
+            })
+        });
+        match figures.flatten() {
+            Some(refusal) => Err(quota_exceeded(self.slot(), refusal)),
+            None => Ok(()),
+        }
+    }
+}
