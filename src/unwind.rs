@@ -76,9 +76,11 @@ mod enabled {
         }))
     }
 
-    /// Remembers that the null about to be returned is a refusal.
+    /// Remembers that the null about to be returned is a refusal. Client 0 has
+    /// no quota, and no `run` that would catch it.
     pub(crate) fn note_refusal(slot: &Slot, refusal: Refusal) {
-        REFUSED.set(Some((slot.index(), slot.generation(), refusal)));
+        let refused = (slot.index(), slot.generation(), refusal);
+        REFUSED.set((!slot.is_unattributed()).then_some(refused));
     }
 
     /// The null about to be returned is not a refusal.
