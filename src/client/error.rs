@@ -8,7 +8,7 @@ use std::sync::Arc;
 /// A request did not fit, and which budget said so.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error(
-    "client `{client}` ({tier}) {}: {charged} of {limit} bytes are charged to its {}; free \
+    "client `{client}` ({tier}) {}: {charged} of {limit} bytes are charged to {}; free \
      memory, raise the limit or move it to a higher tier",
     Excess(*.requested),
     .node.what()
@@ -56,11 +56,11 @@ impl fmt::Display for Excess {
 impl BudgetNode {
     pub(crate) fn what(self) -> &'static str {
         match self {
-            BudgetNode::Request => "request budget",
-            BudgetNode::Client => "own budget",
-            BudgetNode::Tier => "tier",
-            BudgetNode::Memory => "memory",
-            BudgetNode::Removed => "name, which was removed",
+            BudgetNode::Request => "its request budget",
+            BudgetNode::Client => "it",
+            BudgetNode::Tier => "its tier",
+            BudgetNode::Memory => "the memory",
+            BudgetNode::Removed => "its name, which was removed",
         }
     }
 }

@@ -123,7 +123,8 @@ impl fmt::Display for Tier {
 pub enum Limit {
     /// So many bytes.
     Bytes(u64),
-    /// This share of the usable part, from 0.0 to 1.0.
+    /// This share, from 0.0 to 1.0: of the memory's usable part, or for an
+    /// overdraft of its headroom.
     Share(f64),
     /// No limit of its own; the budgets above still hold.
     Unlimited,
@@ -262,8 +263,8 @@ impl TierPolicy {
         self
     }
 
-    /// Who gives way to whom: borrowed memory is taken back from the lowest
-    /// precedence first.
+    /// The higher, the later this tier gives way: idle blocks are taken from
+    /// the lowest precedence first.
     pub const fn precedence(mut self, precedence: u8) -> TierPolicy {
         self.precedence = precedence;
         self
