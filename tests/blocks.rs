@@ -178,6 +178,7 @@ fn many_threads_read_one_block_through_pins_of_their_own() {
 
 #[test]
 #[serial]
+#[cfg_attr(tiered_allocator_portable, ignore = "spills or measures pages")]
 fn used_follows_the_pages_that_were_touched() {
     let memory = quiet(1 << 30);
     memory.register("a", Basic).unwrap();
@@ -200,6 +201,7 @@ fn used_follows_the_pages_that_were_touched() {
 
 #[test]
 #[serial]
+#[cfg_attr(tiered_allocator_portable, ignore = "spills or measures pages")]
 fn a_block_outlives_its_client_and_its_memory() {
     let (memory, clock) = timed(|builder| builder);
     let client = memory.register("a", Enterprise).unwrap();
@@ -221,6 +223,7 @@ fn a_block_outlives_its_client_and_its_memory() {
 
 #[test]
 #[serial]
+#[cfg_attr(tiered_allocator_portable, ignore = "spills or measures pages")]
 fn an_idle_block_is_spilled_and_comes_back_as_it_was() {
     let (memory, clock) = timed(|builder| builder);
     let client = memory.register("a", Enterprise).unwrap();
@@ -275,6 +278,7 @@ fn a_block_smaller_than_a_page_stays() {
 
 #[test]
 #[serial]
+#[cfg_attr(tiered_allocator_portable, ignore = "spills or measures pages")]
 fn a_spilled_block_waits_until_its_client_may_have_it_back() {
     let (memory, clock) = timed(|builder| builder);
     let client = client(&memory, "a", 100_000, Enforcement::Strict);
@@ -335,6 +339,7 @@ fn a_discardable_block_says_so_until_it_is_renewed_and_a_kept_one_stays() {
 
 #[test]
 #[serial]
+#[cfg_attr(tiered_allocator_portable, ignore = "spills or measures pages")]
 fn a_pinned_block_is_not_touched_however_old_it_is() {
     let (memory, clock) = timed(|builder| builder);
     memory.register("a", Enterprise).unwrap();
@@ -431,6 +436,7 @@ fn without_a_place_to_spill_to_blocks_stay() {
 
 #[test]
 #[serial]
+#[cfg_attr(tiered_allocator_portable, ignore = "spills or measures pages")]
 fn a_limited_spill_area_takes_the_lowest_tier_first() {
     let (memory, clock) = timed(|builder| builder.spill_limit_bytes(25_000));
     let blocks = [Enterprise, Basic, Premium].map(|tier| {

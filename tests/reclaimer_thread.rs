@@ -43,6 +43,7 @@ fn with_clock() -> (Memory, Arc<ManualClock>) {
 
 #[test]
 #[serial]
+#[cfg_attr(tiered_allocator_portable, ignore = "spills or measures pages")]
 fn the_thread_does_what_is_due_and_nothing_before() {
     assert!(TieredAllocator::is_installed());
     let (memory, clock) = with_clock();
@@ -106,6 +107,7 @@ fn clients_and_blocks_do_not_keep_the_thread() {
 
 #[test]
 #[serial]
+#[cfg_attr(tiered_allocator_portable, ignore = "spills or measures pages")]
 fn a_memory_may_have_no_thread_and_works() {
     let clock = Arc::new(ManualClock::default());
     let memory = Memory::builder(100 << 20)

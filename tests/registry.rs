@@ -213,6 +213,7 @@ fn a_leaked_scope_keeps_a_removed_client_until_its_thread_ends() {
 
 #[test]
 #[serial]
+#[cfg_attr(tiered_allocator_portable, ignore = "spills or measures pages")]
 fn a_spilled_block_keeps_a_removed_client_and_comes_back() {
     let clock = std::sync::Arc::new(tiered_allocator::clock::ManualClock::default());
     let memory = Memory::builder(1 << 30)

@@ -29,6 +29,7 @@ fn pressed(memory: &Memory, tier: &str) -> (tiered_allocator::Client, MemoryBloc
 
 #[test]
 #[serial]
+#[cfg_attr(tiered_allocator_portable, ignore = "spills or measures pages")]
 fn a_safe_point_above_the_soft_limit_has_idle_blocks_reclaimed() {
     // The clock stands still: no block is idle by its tier's time.
     let memory = Memory::builder(1 << 30)
@@ -104,6 +105,7 @@ fn without_a_reclaimer_thread_nobody_waits() {
 
 #[test]
 #[serial]
+#[cfg_attr(tiered_allocator_portable, ignore = "spills or measures pages")]
 fn a_future_yields_once_and_goes_on() {
     let memory = Memory::builder(1 << 30)
         .clock(Arc::new(ManualClock::default()))
