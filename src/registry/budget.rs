@@ -285,21 +285,22 @@ impl Tree {
             // Nobody shall see the attempt.
             return Err(self.exhausted(bytes));
         }
-        let spare = self.headroom.room().min(bytes);
-        for from_headroom in [bytes, spare] {
-            if self.headroom.charge(from_headroom).is_err() {
-                continue;
+        let from_headroom = loop {
+            let spare = self.headroom.room().min(bytes);
+            // An error: somebody was faster. What is left now may do, too.
+            if spare == 0 || self.headroom.charge(spare).is_ok() {
+                break spare;
             }
-            let from_root = bytes - from_headroom;
-            match self.root.charge(from_root) {
-                Ok(()) => {
-                    self.lent.fetch_add(from_root, Ordering::Relaxed);
-                    return Ok(());
-                }
-                Err(_) => self.headroom.refund(from_headroom),
-            }
+        };
+        let from_root = bytes - from_headroom;
+        // An observed client may have filled the root beyond its limit; that
+        // is nothing to a loan that takes nothing of it.
+        if from_root > 0 && self.root.charge(from_root).is_err() {
+            self.headroom.refund(from_headroom);
+            return Err(self.exhausted(bytes));
         }
-        Err(self.exhausted(bytes))
+        self.lent.fetch_add(from_root, Ordering::Relaxed);
+        Ok(())
     }
 
     fn exhausted(&self, bytes: u64) -> Refusal {
