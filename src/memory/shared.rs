@@ -205,6 +205,10 @@ impl Orphans {
             let Some(client) = Self::lock().pop_front() else {
                 return;
             };
+            // Its request budgets may have ended after the memory did.
+            if let Ok(tree) = client.tree() {
+                sweep_ended(&tree, SWEEP);
+            }
             if !client.try_close() {
                 untracked(|| Self::lock().push_back(client));
             }
