@@ -336,6 +336,9 @@ impl Client {
     /// The tier is unknown, its guarantee does not fit, or the client was
     /// removed. Nothing is changed then.
     pub fn set_tier(&self, tier: impl Into<Tier>) -> Result<(), RegisterError> {
+        if let Some(client) = self.behind_budget() {
+            return client.set_tier(tier);
+        }
         untracked(|| {
             let tree = self.tree()?;
             let (place, policy) = tree.policies.find(&tier.into())?;
@@ -354,6 +357,9 @@ impl Client {
     /// # Errors
     /// As [`Client::set_tier`], and limits that make no sense.
     pub fn configure(&self, options: impl Into<ClientOptions>) -> Result<(), RegisterError> {
+        if let Some(client) = self.behind_budget() {
+            return client.configure(options);
+        }
         untracked(|| {
             let options = options.into();
             let tree = self.tree()?;
@@ -364,7 +370,15 @@ impl Client {
         })
     }
 
-    pub(super) fn tree(&self) -> Result<Arc<Tree>, RegisterError> {
+    /// The client, if this is a request budget: tier and guarantee are the
+    /// client's, and what the tiers hold is booked under it alone.
+    fn behind_budget(&self) -> Option<Client> {
+        let is_budget = self.slot.parent().is_some();
+        let client = self.slot.client();
+        is_budget.then(|| Client::new(client, client.generation()))
+    }
+
+    pub(crate) fn tree(&self) -> Result<Arc<Tree>, RegisterError> {
         self.locked(|locked| locked.share_tree())
             .flatten()
             .ok_or(RegisterError::Removed)
