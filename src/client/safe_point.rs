@@ -60,10 +60,13 @@ impl Client {
         {
             return SafePoint::Stop(quota);
         }
-        if self.slot().is_over_budget() {
-            grant::collect_with_budgets(self.slot());
-            if let Some(quota) = self.over_budget() {
-                self.locked(|locked| locked.record(EventKind::Cancelled, locked.figures()));
+        // This budget, or one that it is part of.
+        let budgets = core::iter::successors(Some(self.slot()), |slot| slot.parent());
+        for slot in budgets.filter(|slot| slot.is_over_budget()) {
+            let budget = Client::new(slot, slot.generation());
+            grant::collect_with_budgets(slot);
+            if let Some(quota) = budget.over_budget() {
+                budget.locked(|locked| locked.record(EventKind::Cancelled, locked.figures()));
                 return SafePoint::Stop(quota);
             }
         }

@@ -223,8 +223,12 @@ impl Slot {
             }
     }
 
+    /// The tier; a request budget's is its client's, whatever that moves to.
     pub(crate) fn tier(&self) -> usize {
-        usize::from(self.tier.load(Ordering::Relaxed))
+        match self.parent() {
+            Some(parent) => parent.tier(),
+            None => usize::from(self.tier.load(Ordering::Relaxed)),
+        }
     }
 
     pub(crate) fn overrides(&self) -> u8 {
@@ -273,9 +277,12 @@ impl Slot {
             || self.parent().is_some_and(Slot::needs_attention)
     }
 
-    /// Whether this is a request budget that holds more than it may.
+    /// Whether this is a request budget that holds more than it may. One of an
+    /// observed client may hold anything.
     pub(crate) fn is_over_budget(&self) -> bool {
-        self.parent().is_some() && self.charged() > self.max.load(Ordering::Relaxed)
+        self.parent().is_some()
+            && self.charged() > self.max.load(Ordering::Relaxed)
+            && self.limits().enforcement != Enforcement::Observe
     }
 
     pub(crate) fn block_bytes(&self) -> u64 {
