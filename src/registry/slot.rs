@@ -282,7 +282,7 @@ impl Slot {
     pub(crate) fn is_over_budget(&self) -> bool {
         self.parent().is_some()
             && self.charged() > self.max.load(Ordering::Relaxed)
-            && self.limits().enforcement != Enforcement::Observe
+            && self.enforcement() != Enforcement::Observe
     }
 
     pub(crate) fn block_bytes(&self) -> u64 {
@@ -295,7 +295,15 @@ impl Slot {
             soft: self.soft.load(Ordering::Relaxed),
             guarantee: self.guarantee.load(Ordering::Relaxed),
             overdraft: self.overdraft.load(Ordering::Relaxed),
-            enforcement: Enforcement::from_bits(self.enforcement.load(Ordering::Relaxed)),
+            enforcement: self.enforcement(),
+        }
+    }
+
+    /// A request budget's is its client's, whatever that changes to.
+    fn enforcement(&self) -> Enforcement {
+        match self.parent() {
+            Some(parent) => parent.enforcement(),
+            None => Enforcement::from_bits(self.enforcement.load(Ordering::Relaxed)),
         }
     }
 
