@@ -124,6 +124,8 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for TieredAllocator<A> {
             // SAFETY: the caller's contract; the size is page-mapped.
             return unsafe { Self::free_mapped(block, size, layout.align(), self) };
         }
+        // Here, so that the inner allocator may touch the tag's bytes, too.
+        let block = layout::launder(block);
         // SAFETY: a live small block of this allocator.
         let tag = unsafe { take_tag(block, size) };
         let account = thread::current();
@@ -147,6 +149,7 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for TieredAllocator<A> {
             // SAFETY: the caller's contract is the same.
             return unsafe { self.realloc_mapped(block, layout, new_size) };
         }
+        let block = layout::launder(block);
         // SAFETY: a live small block of this allocator.
         let tag = unsafe { read_tag(block, size) };
         if new_size > size && !grow(tag, block, size, new_size - size) {

@@ -3,6 +3,7 @@
 use crate::TieredAllocator;
 use crate::allocator::{peek_owner, record_owner, refund};
 use crate::ledger::grant;
+use crate::owner::layout::launder;
 use crate::registry::budget::Refusal;
 use crate::registry::slot::Slot;
 use crate::sync::{AtomicU8, Ordering};
@@ -81,16 +82,18 @@ pub(crate) unsafe fn change_owner(
         return Ok(());
     }
     let size = layout.size();
+    // The pointer comes from a reference to the value, behind which the tag is.
+    let block = launder(block.as_ptr());
     // SAFETY: the block is live and came from a `TieredAllocator`, as the
     // global allocator is one.
-    let old = unsafe { peek_owner(block.as_ptr(), size) };
+    let old = unsafe { peek_owner(block, size) };
     if old == slot.tag() {
         return Ok(());
     }
     grant::charge_for(slot, size as u64)?;
     // SAFETY: as above, and nobody reads the tag meanwhile. A page-mapped
     // block has its leaf already, so this does not fail.
-    unsafe { record_owner(block.as_ptr(), size, slot.tag()) };
-    refund(old, block.as_ptr(), size);
+    unsafe { record_owner(block, size, slot.tag()) };
+    refund(old, block, size);
     Ok(())
 }

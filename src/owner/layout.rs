@@ -59,7 +59,7 @@ pub(crate) unsafe fn inner_of(size: usize, align: usize) -> Layout {
 /// read of whatever a register held). So a block's pointer passes through here
 /// before its tag is read and after it was written. Costs no instruction.
 #[inline(always)]
-fn launder(block: *mut u8) -> *mut u8 {
+pub(crate) fn launder(block: *mut u8) -> *mut u8 {
     #[cfg(any(
         target_arch = "x86_64",
         target_arch = "aarch64",
