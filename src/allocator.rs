@@ -162,9 +162,7 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for TieredAllocator<A> {
                 .realloc(block, layout::inner(layout), layout::inner_size(new_size))
         };
         if moved.is_null() {
-            if new_size > size {
-                grant::undo(tag, (new_size - size) as u64, 0);
-            }
+            grant::undo(tag, new_size.saturating_sub(size) as u64, 0);
             return moved;
         }
         // SAFETY: `moved` has `inner_size(new_size)` bytes.
@@ -325,6 +323,7 @@ impl<A: GlobalAlloc> TieredAllocator<A> {
     /// As [`GlobalAlloc::realloc`].
     #[inline(never)]
     unsafe fn realloc_mapped(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        let block = layout::launder(block);
         let size = layout.size();
         // The page map must have a leaf for wherever the block goes.
         let mut spare = None;
@@ -360,9 +359,7 @@ impl<A: GlobalAlloc> TieredAllocator<A> {
                     // The leaf is there: the cell was in use a moment ago.
                     page_map::set(block as usize, tag);
                 }
-                if growth > 0 {
-                    grant::undo(tag, growth as u64, 0);
-                }
+                grant::undo(tag, growth as u64, 0);
             }
         } else if !is_page_mapped(new_size) {
             // SAFETY: `moved` has `inner_size(new_size)` bytes.
@@ -386,6 +383,7 @@ impl<A: GlobalAlloc> TieredAllocator<A> {
     #[cold]
     #[inline(never)]
     unsafe fn realloc_by_copy(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        let block = layout::launder(block);
         let size = layout.size();
         // SAFETY: a live block of this allocator, of this size.
         let tag = unsafe { peek_owner(block, size) };
@@ -403,9 +401,7 @@ impl<A: GlobalAlloc> TieredAllocator<A> {
                 // SAFETY: allocated just above.
                 unsafe { self.inner.dealloc(moved, layout::inner(new)) };
             }
-            if growth > 0 {
-                grant::undo(tag, growth as u64, 0);
-            }
+            grant::undo(tag, growth as u64, 0);
             return ptr::null_mut();
         }
         // SAFETY: both blocks are live, distinct and have the bytes copied;
@@ -512,7 +508,8 @@ pub(crate) unsafe fn record_owner(block: *mut u8, size: usize, tag: Tag) -> bool
 /// Reads the owner of a live block.
 ///
 /// # Safety
-/// `block` is a live block of this allocator with this `size`.
+/// `block` is a live block of this allocator with this `size`, and has passed
+/// through [`layout::launder`].
 #[inline(always)]
 pub(crate) unsafe fn peek_owner(block: *mut u8, size: usize) -> Tag {
     if is_page_mapped(size) {

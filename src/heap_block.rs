@@ -16,6 +16,10 @@ use core::ptr::NonNull;
 /// [`heap_block`](HeapBlock::heap_block) answers a block that the global
 /// allocator returned, that lives, that the value owns alone, and the very
 /// layout that it will be deallocated with; or `None`.
+///
+/// A global allocator that wraps a [`TieredAllocator`] must pass every size on
+/// to it, pointers and layouts unchanged, if blocks of the process are to be
+/// adopted.
 pub unsafe trait HeapBlock {
     /// The block and its layout; `None` if the value has none at the moment.
     fn heap_block(&mut self) -> Option<(NonNull<u8>, Layout)>;

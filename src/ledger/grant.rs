@@ -283,6 +283,9 @@ fn admit(
             if asks.is_new_block() && !takes_new_blocks(slot) {
                 continue;
             }
+            if try_admit(&mut locked, account, size, asks, Reach::Limits).is_ok() {
+                return Ok(());
+            }
         }
         return beyond(&mut locked, account, size, asks, refusal);
     }
@@ -467,11 +470,15 @@ pub(crate) fn refund_elsewhere(slot: &'static Slot, size: u64, blocks: u64) {
 }
 
 /// Undoes a charge for which the inner allocator had no memory. `blocks` is 1
-/// for a new block, 0 for growth.
+/// for a new block, 0 for growth; without growth there is nothing to undo but
+/// the memory of an earlier refusal.
 #[cold]
 #[inline(never)]
 pub(crate) fn undo(tag: Tag, size: u64, blocks: u64) {
     unwind::forget_refusal();
+    if size == 0 {
+        return;
+    }
     let Some(slot) = tag.index().and_then(|index| REGISTRY.slot(index)) else {
         return;
     };

@@ -57,7 +57,7 @@ pub(crate) unsafe fn inner_of(size: usize, align: usize) -> Layout {
 /// behind the block. That does not show while these functions are calls, but
 /// they can be inlined into the caller (and were: a read of the tag became a
 /// read of whatever a register held). So a block's pointer passes through here
-/// before its tag is read and after it was written. Costs no instruction.
+/// before its tag is read, and through [`expose`] after it was written.
 #[inline(always)]
 pub(crate) fn launder(block: *mut u8) -> *mut u8 {
     #[cfg(any(
@@ -84,6 +84,29 @@ pub(crate) fn launder(block: *mut u8) -> *mut u8 {
     core::hint::black_box(block)
 }
 
+/// Tells the compiler that somebody may read what is behind this pointer; see
+/// [`launder`].
+#[inline(always)]
+fn expose(block: *mut u8) {
+    #[cfg(any(
+        target_arch = "x86_64",
+        target_arch = "aarch64",
+        target_arch = "riscv64",
+        target_arch = "loongarch64"
+    ))]
+    // SAFETY: no instruction is emitted; to the compiler memory may be read.
+    unsafe {
+        core::arch::asm!("/* {0} */", in(reg) block, options(nostack, preserves_flags));
+    }
+    #[cfg(not(any(
+        target_arch = "x86_64",
+        target_arch = "aarch64",
+        target_arch = "riscv64",
+        target_arch = "loongarch64"
+    )))]
+    core::hint::black_box(block);
+}
+
 /// Writes the tag behind a small block.
 ///
 /// # Safety
@@ -93,17 +116,18 @@ pub(crate) unsafe fn write_tag(block: *mut u8, size: usize, tag: Tag) {
     // SAFETY: the four bytes at `size` belong to the block (caller); the store
     // may be unaligned.
     unsafe { block.add(size).cast::<Tag>().write_unaligned(tag) }
-    launder(block);
+    expose(block);
 }
 
 /// Reads the tag behind a small block.
 ///
 /// # Safety
-/// `block` came from this crate with `size`, and `size` is not page-mapped.
+/// `block` came from this crate with `size`, passed through [`launder`], and
+/// `size` is not page-mapped.
 #[inline(always)]
 pub(crate) unsafe fn read_tag(block: *mut u8, size: usize) -> Tag {
     // SAFETY: `write_tag` initialised these bytes; any bit pattern is a `Tag`.
-    unsafe { launder(block).add(size).cast::<Tag>().read_unaligned() }
+    unsafe { block.add(size).cast::<Tag>().read_unaligned() }
 }
 
 #[cfg(test)]

@@ -128,7 +128,9 @@ impl Reclaimer {
             .is_some_and(|thread| thread.thread().id() == std::thread::current().id());
         if !self.has_thread() || own_thread {
             self.desk.work();
-            if self.desk.shared.tree.bell.take_pressed() {
+            // In a forked child the bell may have been left locked.
+            let is_ours = self.process == sys::process_id();
+            if is_ours && self.desk.shared.tree.bell.take_pressed() {
                 untracked(|| self.desk.reclaim(Urgency::Relief));
             }
             return;
