@@ -96,7 +96,8 @@
 //! | | `sequence` | odd, release fence; even with `Release`; read with `Acquire`, acquire fence | a seqlock: a torn set of figures is noticed. The figures are atomics, so no figure is torn |
 //! | | `holds` | `SeqCst` fences | Dekker's pattern against `state`: add, fence, look at the state; store the state, fence, look at the holds |
 //! | | settled totals | `Relaxed` read-modify-writes | sums; nobody derives anything else from them |
-//! | `registry/budget.rs` | `charged`, `limit`, `tentative` | `Relaxed` | each decision is one compare-and-swap of one word, whose modification order says who got the last bytes; they publish nothing else |
+//! | `registry/budget.rs` | `charged`, `limit`, `tentative`, `lent` | `Relaxed` | each decision is one compare-and-swap of one word, whose modification order says who got the last bytes; they publish nothing else |
+//! | | `waiting` | `SeqCst` to begin, `Relaxed` to end and to look | set before the walk that takes credit back; that walk takes each slot's lock, so whoever draws credit later sees it |
 //! | `registry/table.rs` | chunks, `len` | `Release` / `Acquire` | slots are initialised before they are reachable |
 //! | `registry/events.rs` | `stamp` | claimed with `Acquire`, release fence; even with `Release`; read with `Acquire`, acquire fence | a seqlock a record; a writer that meets another gives up its own |
 //! | `owner/page_map.rs` | leaf pointers | `Release` / `Acquire` | a leaf's zeroes are there before it is |
