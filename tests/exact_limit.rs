@@ -1,46 +1,18 @@
 //! Promise 1 at the limit: not a byte over, not a byte refused that fits,
 //! whoever races for it.
 
+mod common;
+
+use common::{Bytes as Block, client};
 use serial_test::serial;
-use std::alloc::{GlobalAlloc, Layout};
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use tiered_allocator::{
-    Client, ClientOptions, Enforcement, Limit, Memory, SubscriptionTier, TieredAllocator,
-};
-
-#[global_allocator]
-static HEAP: TieredAllocator = TieredAllocator::system();
+use tiered_allocator::{Client, Enforcement, Limit, Memory, TieredAllocator};
 
 const MAX: u64 = 1 << 20;
 
 fn strict(memory: &Memory, name: &str, max: u64) -> Client {
-    let options = ClientOptions::new(SubscriptionTier::Enterprise)
-        .max(Limit::Bytes(max))
-        .enforcement(Enforcement::Strict);
-    memory.register(name, options).unwrap()
-}
-
-/// A raw allocation that may be refused, and its layout.
-struct Block(*mut u8, Layout);
-
-// SAFETY: a `Block` owns its bytes, and the heap takes them back on any thread.
-unsafe impl Send for Block {}
-
-impl Block {
-    fn new(size: usize) -> Option<Block> {
-        let layout = Layout::from_size_align(size, 1).unwrap();
-        // SAFETY: the size is not zero.
-        let at = unsafe { HEAP.alloc(layout) };
-        (!at.is_null()).then(|| Block(at, layout))
-    }
-}
-
-impl Drop for Block {
-    fn drop(&mut self) {
-        // SAFETY: allocated by `new` with this layout.
-        unsafe { HEAP.dealloc(self.0, self.1) };
-    }
+    client(memory, name, max, Enforcement::Strict)
 }
 
 /// Takes byte-sized blocks until nothing is left, and answers how many bytes.
@@ -63,6 +35,7 @@ fn fill_up(client: &Client, mut size: usize) -> (Vec<Block>, u64) {
 #[test]
 #[serial]
 fn the_last_byte_is_handed_out_and_the_next_refused() {
+    assert!(TieredAllocator::is_installed());
     let memory = Memory::new(1 << 30);
     let client = strict(&memory, "one", MAX);
     let (blocks, bytes) = fill_up(&client, 1000);
@@ -146,7 +119,7 @@ fn what_fits_is_never_refused_whoever_sits_on_unused_credit() {
                     let size = (random >> 33) as usize % 3000 + 1;
                     while bytes + size > SHARE {
                         let at = size % held.len();
-                        bytes -= held.swap_remove(at).1.size();
+                        bytes -= held.swap_remove(at).size();
                     }
                     held.push(Block::new(size).expect("it fits: the share is this thread's"));
                     bytes += size;
@@ -187,7 +160,7 @@ fn credit_of_other_clients_never_causes_a_refusal() {
                             random = random.wrapping_mul(6364136223846793005).wrapping_add(1);
                             let size = (random >> 33) as usize % 3000 + 1;
                             while bytes + size > SHARE as usize / 2 {
-                                bytes -= held.swap_remove(size % held.len()).1.size();
+                                bytes -= held.swap_remove(size % held.len()).size();
                             }
                             held.push(Block::new(size).expect("it fits"));
                             bytes += size;

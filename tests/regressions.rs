@@ -1,7 +1,9 @@
 //! Each test here failed once: the scenarios that broke a promise.
 
+mod common;
+
+use common::{Bytes as Block, client};
 use serial_test::serial;
-use std::alloc::{GlobalAlloc, Layout};
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tiered_allocator::{
@@ -9,48 +11,8 @@ use tiered_allocator::{
     TieredAllocator,
 };
 
-#[global_allocator]
-static HEAP: TieredAllocator = TieredAllocator::system();
-
-/// A raw allocation that may be refused, and its layout.
-struct Block(*mut u8, Layout);
-
-// SAFETY: a `Block` owns its bytes, and the heap takes them back on any thread.
-unsafe impl Send for Block {}
-
-impl Block {
-    fn new(size: usize) -> Option<Block> {
-        let layout = Layout::from_size_align(size, 1).unwrap();
-        // SAFETY: the size is not zero.
-        let at = unsafe { HEAP.alloc(layout) };
-        (!at.is_null()).then(|| Block(at, layout))
-    }
-
-    fn grow(&mut self, size: usize) {
-        // SAFETY: a live block with its layout.
-        let at = unsafe { HEAP.realloc(self.0, self.1, size) };
-        assert!(!at.is_null(), "the growth fits");
-        self.0 = at;
-        self.1 = Layout::from_size_align(size, 1).unwrap();
-    }
-}
-
-impl Drop for Block {
-    fn drop(&mut self) {
-        // SAFETY: allocated by `new` with this layout.
-        unsafe { HEAP.dealloc(self.0, self.1) };
-    }
-}
-
 fn memory_of(total: u64) -> Memory {
     Memory::builder(total).usable(1.0).build().unwrap()
-}
-
-fn client(memory: &Memory, name: &str, max: u64, enforcement: Enforcement) -> Client {
-    let options = ClientOptions::new(SubscriptionTier::Enterprise)
-        .max(Limit::Bytes(max))
-        .enforcement(enforcement);
-    memory.register(name, options).unwrap()
 }
 
 #[test]
@@ -248,7 +210,7 @@ fn busy_neighbours_never_cause_a_refusal_at_a_shared_limit() {
                     random = random.wrapping_mul(6364136223846793005).wrapping_add(1);
                     let size = (random >> 33) as usize % 3000 + 1;
                     while bytes + size > SHARE {
-                        bytes -= held.swap_remove(size % held.len()).1.size();
+                        bytes -= held.swap_remove(size % held.len()).size();
                     }
                     match Block::new(size) {
                         Some(block) => {

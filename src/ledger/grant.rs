@@ -169,17 +169,18 @@ pub(crate) fn charge_for(slot: &'static Slot, size: u64) -> Result<(), Refusal> 
 /// Charges `size` bytes of a page-mapped block straight to the client's
 /// totals: blocks come and go on any thread and live long.
 pub(crate) fn charge_block(slot: &'static Slot, size: u64) -> Result<(), Refusal> {
-    let _cold = Cold::enter(thread::attached());
-    admit(slot, None, size, Asks::Fallible)?;
-    slot.lock().add_block_bytes(size as i64);
-    Ok(())
+    charge_block_that(Asks::Fallible, slot, size)
 }
 
 /// As [`charge_block`], for a block that exists and comes back from where its
 /// bytes were not charged: a removed client's blocks may do that, too.
 pub(crate) fn restore_block(slot: &'static Slot, size: u64) -> Result<(), Refusal> {
+    charge_block_that(Asks::Return, slot, size)
+}
+
+fn charge_block_that(asks: Asks, slot: &'static Slot, size: u64) -> Result<(), Refusal> {
     let _cold = Cold::enter(thread::attached());
-    admit(slot, None, size, Asks::Return)?;
+    admit(slot, None, size, asks)?;
     slot.lock().add_block_bytes(size as i64);
     Ok(())
 }
@@ -425,8 +426,8 @@ fn place(locked: &Locked, account: &Account, net: i64, credit: u64, size: u64, m
     account.place(net, credit, window);
 }
 
-/// Books a refund of `size` bytes that took the account below its floor: keeps a batch of
-/// credit, gives the rest back to the client's budget.
+/// Books a refund of `size` bytes that took the account below its floor: keeps
+/// a batch of credit, gives the rest back to the client's budget.
 #[cold]
 #[inline(never)]
 pub(crate) fn refund_cold(account: &Account, size: u64) {

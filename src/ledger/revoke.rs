@@ -23,6 +23,11 @@ fn accounts_of(locked: &Locked) -> impl Iterator<Item = &'static Account> + use<
     table::owned().filter_map(move |table| table.find(tag))
 }
 
+/// Whether `account` is the one that is to be left alone, if there is one.
+fn is(account: &Account, spared: Option<&Account>) -> bool {
+    spared.is_some_and(|spared| core::ptr::eq(spared, account))
+}
+
 fn await_withdrawal(account: &Account) {
     for _ in 0..PATIENCE {
         if account.credit() >= 0 {
@@ -36,10 +41,9 @@ fn await_withdrawal(account: &Account) {
 /// caller's account, whose credit the caller uses itself), if that can make a
 /// charge of `size` bytes fit. Answers whether anything came back.
 pub(super) fn within_client(locked: &mut Locked, own: Option<&Account>, size: u64) -> bool {
-    let is_own = |account: &Account| own.is_some_and(|own| core::ptr::eq(own, account));
     let own_credit = own.map_or(0, |own| own.credit().max(0) as u64);
     let others: u64 = accounts_of(locked)
-        .filter(|account| !is_own(account))
+        .filter(|account| !is(account, own))
         .map(unused)
         .sum();
     let max = locked.slot().limits().max;
@@ -53,8 +57,7 @@ pub(super) fn within_client(locked: &mut Locked, own: Option<&Account>, size: u6
 
 /// Returns the unused credit of all threads but the caller's, if there is any.
 pub(super) fn unused_of_others(locked: &mut Locked, own: Option<&Account>) {
-    let is_own = |account: &Account| own.is_some_and(|own| core::ptr::eq(own, account));
-    if accounts_of(locked).any(|account| !is_own(account) && account.credit() != 0) {
+    if accounts_of(locked).any(|account| !is(account, own) && account.credit() != 0) {
         seize(locked, own);
     }
 }
@@ -69,9 +72,8 @@ pub(super) fn all_of_client(locked: &mut Locked) {
 /// Bars all accounts of the client but `spared`, fences, takes what is unused
 /// and lets them go on, unless the client was removed: then they stay barred.
 fn seize(locked: &mut Locked, spared: Option<&Account>) -> u64 {
-    let is_spared = |account: &Account| spared.is_some_and(|spared| core::ptr::eq(spared, account));
     let barred = |locked: &Locked| {
-        accounts_of(locked).filter(|account| account.window() > 0 && !is_spared(account))
+        accounts_of(locked).filter(|account| account.window() > 0 && !is(account, spared))
     };
     barred(locked).for_each(Account::bar);
     let fenced = sys::heavy_fence();
@@ -82,7 +84,7 @@ fn seize(locked: &mut Locked, spared: Option<&Account>) -> u64 {
     }
     locked.refund(seized);
     // Seizing may have closed a window; its ceiling is set again all the same.
-    for account in accounts_of(locked).filter(|account| !is_spared(account)) {
+    for account in accounts_of(locked).filter(|account| !is(account, spared)) {
         let_go(locked, account);
     }
     seized

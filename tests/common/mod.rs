@@ -25,6 +25,19 @@ impl Bytes {
         (!at.is_null()).then(|| Bytes(at, layout))
     }
 
+    pub fn size(&self) -> usize {
+        self.1.size()
+    }
+
+    /// Grows a block whose growth fits.
+    pub fn grow(&mut self, size: usize) {
+        // SAFETY: a live block with its layout.
+        let at = unsafe { HEAP.realloc(self.0, self.1, size) };
+        assert!(!at.is_null(), "the growth fits");
+        self.0 = at;
+        self.1 = Layout::from_size_align(size, 1).unwrap();
+    }
+
     /// As `new`, in a scope of `client`.
     pub fn of(client: &Client, size: usize) -> Option<Bytes> {
         let _scope = client.enter();

@@ -285,15 +285,16 @@ impl Locked {
         slot.tier.store(tier as u8, Ordering::Relaxed);
         self.store_limits(limits);
         slot.guarantee.store(limits.guarantee, Ordering::Relaxed);
-        slot.peak.store(0, Ordering::Relaxed);
-        slot.refusals.store(0, Ordering::Relaxed);
-        slot.observed.store(0, Ordering::Relaxed);
         self.set_name(Some(name));
         Ok(self.next_generation())
     }
 
+    /// The slot is its new client's, whose figures start from nothing.
     fn next_generation(&mut self) -> u32 {
         let slot = self.slot;
+        slot.peak.store(0, Ordering::Relaxed);
+        slot.refusals.store(0, Ordering::Relaxed);
+        slot.observed.store(0, Ordering::Relaxed);
         let generation = match slot.generation().wrapping_add(1) {
             NO_GENERATION => NO_GENERATION + 1,
             next => next,
@@ -316,7 +317,6 @@ impl Locked {
         parent.children.fetch_add(1, Ordering::Relaxed);
         let tree = tree.map_or(ptr::null(), Arc::into_raw);
         slot.tree.store(tree.cast_mut(), Ordering::Relaxed);
-        slot.tier.store(parent.tier() as u8, Ordering::Relaxed);
         self.store_limits(Limits {
             max,
             soft: max,
@@ -325,9 +325,6 @@ impl Locked {
             enforcement: parent.limits().enforcement,
         });
         slot.guarantee.store(0, Ordering::Relaxed);
-        slot.peak.store(0, Ordering::Relaxed);
-        slot.refusals.store(0, Ordering::Relaxed);
-        slot.observed.store(0, Ordering::Relaxed);
         // Accounts that older generations left behind count to the client from
         // now on; their negated sum, which is what a free slot has settled,
         // takes them out again.
