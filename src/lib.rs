@@ -101,6 +101,7 @@ pub use memory::{
     MemoryUsage, Pin, PinError, PinMut, Registration, TransferError, WrongClient,
 };
 pub use reclaim::ReclaimReport;
+pub use reclaim::{pressure, purge};
 pub use registry::budget::BudgetNode;
 pub use registry::{
     ClientOptions, ConfigError, Enforcement, Limit, ParseTierError, ReclaimPolicy,

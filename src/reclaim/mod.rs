@@ -2,6 +2,8 @@
 //! by whom ([`thread`]).
 
 mod ladder;
+pub mod pressure;
+pub mod purge;
 mod thread;
 
 pub use thread::ReclaimReport;

@@ -13,6 +13,7 @@
 //! | `on_fork(prepare, parent, child)` | runs the hooks around every `fork` |
 //! | `yield_now()`, `process_id()`, `resident_set_bytes()` | as named |
 //! | `spill_file(dir)`, `punch_hole` | an unlinked private file, and giving back parts of it |
+//! | `trim_heap()` | has the C library give free heap pages back: whether it did, `None` where it cannot |
 //! | `die(parts)` | writes the parts to standard error without allocating and aborts |
 //!
 //! `--cfg tiered_allocator_portable` forces the portable side, so that it can

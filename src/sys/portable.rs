@@ -111,6 +111,11 @@ pub(crate) fn resident_set_bytes() -> Option<u64> {
     None
 }
 
+/// The system's allocator cannot be asked.
+pub(crate) fn trim_heap() -> Option<bool> {
+    None
+}
+
 /// The standard library alone cannot make a file that nobody else can open.
 pub(crate) fn spill_file(_dir: &Path) -> io::Result<File> {
     Err(io::Error::from(io::ErrorKind::Unsupported))

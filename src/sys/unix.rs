@@ -235,6 +235,17 @@ pub(crate) fn resident_set_bytes() -> Option<u64> {
     Some(pages * page_bytes() as u64)
 }
 
+/// Has the C library give the free pages of its heap back: whether there were
+/// any, or `None` where it cannot be asked.
+pub(crate) fn trim_heap() -> Option<bool> {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: may be called at any time, on any thread (malloc_trim(3)), but
+    // from within the heap, where nothing of this crate calls it.
+    return Some(unsafe { libc::malloc_trim(0) } != 0);
+    #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+    None
+}
+
 /// Opens a file in `dir` that only this process can reach: unlinked, mode 0600.
 pub(crate) fn spill_file(dir: &Path) -> io::Result<File> {
     #[cfg(any(target_os = "linux", target_os = "android"))]
