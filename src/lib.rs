@@ -100,9 +100,11 @@ pub use memory::{
     AllocateError, DeallocateError, DeallocateReason, Memory, MemoryBlock, MemoryBuilder,
     MemoryUsage, Pin, PinError, PinMut, Registration, TransferError, WrongClient,
 };
-pub use reclaim::ReclaimReport;
+pub use reclaim::{Ladder, ReclaimReport};
 pub use reclaim::{pressure, purge};
 pub use registry::budget::BudgetNode;
+pub use registry::reclaimers::{ReclaimRequest, ReclaimerGuard};
+pub use registry::rungs::{Relief, Rung, RungTotals};
 pub use registry::{
     ClientOptions, ConfigError, Enforcement, Limit, ParseTierError, ReclaimPolicy,
     SubscriptionTier, Tier, TierPolicy,

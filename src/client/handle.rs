@@ -158,7 +158,7 @@ impl Client {
 
     /// Runs `read` under the slot's lock, if the slot is still this client's.
     /// Nothing may be allocated in there: the allocator may need the lock.
-    pub(super) fn locked<T>(&self, read: impl FnOnce(&mut Locked) -> T) -> Option<T> {
+    pub(crate) fn locked<T>(&self, read: impl FnOnce(&mut Locked) -> T) -> Option<T> {
         let _cold = Cold::enter(thread::attached());
         let mut locked = self.slot.lock();
         let is_ours = self.slot.generation() == self.generation && self.slot.state() != State::Free;

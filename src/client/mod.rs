@@ -7,6 +7,7 @@ mod budget;
 mod error;
 mod future;
 mod handle;
+mod reclaimer;
 mod safe_point;
 mod scope;
 

@@ -3,6 +3,7 @@
 use super::error::QuotaExceeded;
 use super::handle::{Client, quota_exceeded};
 use crate::ledger::grant;
+use crate::registry::budget::{BudgetNode, Refusal};
 use crate::registry::events::EventKind;
 use crate::registry::{ReclaimPolicy, overage};
 use core::time::Duration;
@@ -19,15 +20,17 @@ pub(crate) enum SafePoint {
 
 impl Client {
     /// A safe point: code that runs for a client calls it where it can stop.
-    /// Three loads while the client is below its soft limit.
+    /// Four loads while the client is below its soft limit.
     ///
     /// Above the soft limit it waits a little, at most 100 ms, while the
-    /// reclaimer takes idle blocks of the client: the longer the closer the
-    /// client is to its `max`, and not at all if there is nothing to take or
-    /// no reclaimer thread.
+    /// reclaimer takes idle blocks of the client and asks its caches: the longer
+    /// the closer the client is to its `max`, and not at all if there is
+    /// nothing to take or no reclaimer thread.
     ///
     /// # Errors
-    /// The client is over its quota: stop, and free what can be freed.
+    /// The client is over its quota, or the reclaimer needs what it has
+    /// borrowed for a client of a higher tier: stop, and free what can be
+    /// freed.
     #[inline]
     pub fn checkpoint(&self) -> Result<(), QuotaExceeded> {
         match self.safe_point() {
@@ -55,6 +58,11 @@ impl Client {
     fn safe_point_cold(&self) -> SafePoint {
         // The client behind a request budget, or the client itself.
         let client = Client::new(self.slot().client(), self.slot().client().generation());
+        if client.slot().is_asked_to_stop()
+            && let Some(quota) = client.asked_to_stop()
+        {
+            return SafePoint::Stop(quota);
+        }
         if client.slot().overdrawn() > 0
             && let Err(quota) = client.over_quota()
         {
@@ -75,25 +83,42 @@ impl Client {
 
     /// How long to wait above the soft limit, if at all.
     fn pause(&self) -> SafePoint {
-        let limits = self.slot().limits();
-        let idle = self.slot().idle_block_bytes();
-        match overage::pause(self.slot().charged(), limits.soft, limits.max, idle) {
+        let slot = self.slot();
+        if slot.above_soft() == 0 {
+            return SafePoint::Go;
+        }
+        let limits = slot.limits();
+        let could_give = self.could_give_back();
+        match overage::pause(slot.charged(), limits.soft, limits.max, could_give) {
             Duration::ZERO => SafePoint::Go,
-            pause if self.may_be_relieved() => SafePoint::Pause(pause),
-            _ => SafePoint::Go,
+            pause => SafePoint::Pause(pause),
         }
     }
 
-    /// Whether somebody could take this client's idle blocks.
-    fn may_be_relieved(&self) -> bool {
+    /// Bytes of this client that the reclaimer's thread could get: idle blocks,
+    /// and what its caches may hold.
+    fn could_give_back(&self) -> u64 {
         let Ok(tree) = self.tree() else {
-            return false;
+            return 0;
         };
+        if !tree.bell.is_staffed() {
+            return 0;
+        }
         let keeps = tree
             .policies
             .at(self.slot().tier())
             .is_none_or(|tier| tier.policy.reclaim == ReclaimPolicy::Keep);
-        tree.bell.is_staffed() && !keeps
+        let blocks = if keeps {
+            0
+        } else {
+            self.slot().idle_block_bytes()
+        };
+        let caches = if tree.reclaimers.offers(self.slot()) {
+            self.slot().above_soft()
+        } else {
+            0
+        };
+        blocks + caches
     }
 
     /// Asks for relief without waiting for it.
@@ -103,7 +128,34 @@ impl Client {
         }
     }
 
+    /// What the reclaimer stops the client for, if it still has anything that
+    /// it could give back.
+    fn asked_to_stop(&self) -> Option<QuotaExceeded> {
+        let figures = self.locked(|locked| {
+            let tree = locked.tree().filter(|_| self.slot().borrowed() > 0)?;
+            let figures = Refusal {
+                node: BudgetNode::Memory,
+                requested: 0,
+                charged: tree.charged() + tree.overdrawn(),
+                limit: tree.root.limit(),
+            };
+            locked.record(EventKind::Cancelled, figures);
+            Some(figures)
+        });
+        figures
+            .flatten()
+            .map(|refusal| quota_exceeded(self.slot(), refusal))
+    }
+
     fn over_quota(&self) -> Result<(), QuotaExceeded> {
+        // What is lent for bytes that others are to give back stops nobody.
+        let is_lent_ahead = self.locked(|locked| {
+            locked.cover_overdraft();
+            locked.is_lent_ahead()
+        });
+        if is_lent_ahead == Some(true) {
+            return Ok(());
+        }
         grant::collect_with_budgets(self.slot());
         let figures = self.locked(|locked| {
             locked.cover_overdraft();

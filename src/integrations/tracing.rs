@@ -18,8 +18,9 @@ use std::time::SystemTime;
 ///
 /// The fields are `kind`, `client` (the name), `client_id`, `tier`, `node`
 /// (the budget that decided), `requested`, `charged` and `limit` in bytes,
-/// `number`, and `at_unix_ms`. A client that is removed or closed is reported
-/// at level `DEBUG`, everything else at `WARN`.
+/// `number`, and `at_unix_ms`. A client that is removed or closed, and memory
+/// that was taken back, is reported at level `DEBUG`, everything else at
+/// `WARN`.
 ///
 /// ```
 /// use tiered_allocator::integrations::tracing::TracingEvents;
@@ -106,6 +107,15 @@ fn emit(event: &Event) {
     }
     match event.kind {
         EventKind::Retired | EventKind::Closed => at_level!(debug, "a client ends"),
+        EventKind::Reclaimed | EventKind::PressureEnded => {
+            at_level!(debug, "memory was taken back")
+        }
+        EventKind::PressureBegan | EventKind::AskedToStop | EventKind::Infeasible => {
+            at_level!(warn, "memory is scarce")
+        }
+        EventKind::SpillFailed | EventKind::ReclaimerPanicked | EventKind::ReclaimerLate => {
+            at_level!(warn, "memory could not be taken back")
+        }
         _ => at_level!(warn, "a budget was asked for more than it has"),
     }
 }

@@ -163,11 +163,12 @@ pub(crate) fn charge_for(slot: &'static Slot, size: u64) -> Result<(), Refusal> 
         account.withdraw(size);
     }
     let _cold = Cold::enter(thread::own_table());
-    admit(slot, account, size, Asks::Fallible)
+    admit(slot, account, size, Asks::Fallible).map_err(|refusal| count_refusal(slot, refusal))
 }
 
 /// Charges `size` bytes of a page-mapped block straight to the client's
-/// totals: blocks come and go on any thread and live long.
+/// totals: blocks come and go on any thread and live long. A refusal is not
+/// counted yet.
 pub(crate) fn charge_block(slot: &'static Slot, size: u64) -> Result<(), Refusal> {
     charge_block_that(Asks::Fallible, slot, size)
 }
@@ -220,12 +221,13 @@ fn admit(
     asks: Asks,
 ) -> Result<(), Refusal> {
     if size > LARGEST_BYTES {
-        return Err(slot.lock().refuse(Refusal {
+        let refusal = Refusal {
             node: BudgetNode::Client,
             requested: size,
             charged: slot.charged(),
             limit: slot.limits().max,
-        }));
+        };
+        return Err(refused(&slot.lock(), asks, refusal));
     }
     if slot.is_unattributed() {
         settle_unattributed(account, size, asks);
@@ -244,7 +246,7 @@ fn admit(
             };
             // Other clients' requests go on, charged to nobody.
             return Err(match slot.limits().enforcement {
-                Enforcement::Strict => locked.refuse(refusal),
+                Enforcement::Strict => refused(&locked, asks, refusal),
                 _ => refusal,
             });
         }
@@ -252,6 +254,9 @@ fn admit(
             Ok(()) => return Ok(()),
             Err(refusal) => refusal,
         };
+        if refusal.node == BudgetNode::Memory && try_ahead(&mut locked, account, size, asks) {
+            return Ok(());
+        }
         let by_itself = matches!(refusal.node, BudgetNode::Client | BudgetNode::Request);
         if by_itself && size > refusal.limit {
             // What can never fit disturbs nobody.
@@ -293,6 +298,27 @@ fn admit(
     unreachable!("the last round returns")
 }
 
+/// Lends a client that is within its own limits what lower tiers have borrowed,
+/// out of the headroom, and calls the reclaimer to get it back from them.
+fn try_ahead(locked: &mut Locked, account: Option<&Account>, size: u64, asks: Asks) -> bool {
+    let tier = locked.slot().tier();
+    if locked
+        .tree()
+        .is_none_or(|tree| tree.borrowed_below(tier) < size)
+    {
+        return false;
+    }
+    let admitted = try_admit(locked, account, size, asks, Reach::Ahead).is_ok();
+    if let Some(tree) = locked.tree() {
+        let refused = if admitted { 0 } else { size };
+        let precedence = tree.tiers[tier].precedence();
+        let client = locked.slot().client().index();
+        tree.short.note(client, precedence, refused);
+        tree.bell.alarm();
+    }
+    admitted
+}
+
 /// Whether new blocks may be charged to the slot. A request budget that has
 /// ended takes them for as long as its client does: scopes of it may be open.
 fn takes_new_blocks(slot: &'static Slot) -> bool {
@@ -310,7 +336,7 @@ fn beyond(
 ) -> Result<(), Refusal> {
     match locked.slot().limits().enforcement {
         Enforcement::Strict => refuse_or_spare(locked, account, size, asks, refusal),
-        Enforcement::Graceful if asks.can_fail() => Err(locked.refuse(refusal)),
+        Enforcement::Graceful if asks.can_fail() => Err(refused(locked, asks, refusal)),
         Enforcement::Graceful => {
             let client = locked.slot().client();
             let slot = locked.slot();
@@ -352,8 +378,29 @@ fn refuse_or_spare(
             try_admit(locked, account, size, asks, Reach::Observed)
         }
         Asks::Block if unwind::must_not_refuse() => Err(refusal),
-        _ => Err(locked.refuse(refusal)),
+        _ => Err(refused(locked, asks, refusal)),
     }
+}
+
+/// Counts a refusal, unless the caller can fail: it may try again first, and
+/// counts the last one itself ([`count_refusal`]).
+fn refused(locked: &Locked, asks: Asks, refusal: Refusal) -> Refusal {
+    if asks.can_fail() {
+        refusal
+    } else {
+        locked.refuse(refusal)
+    }
+}
+
+/// Counts a refusal that [`charge_block`] and its like have answered, and that
+/// is the caller's last word.
+pub(crate) fn count_refusal(slot: &'static Slot, refusal: Refusal) -> Refusal {
+    let _cold = Cold::enter(thread::attached());
+    let is_gone = refusal.node == BudgetNode::Removed;
+    if is_gone && slot.limits().enforcement != Enforcement::Strict {
+        return refusal;
+    }
+    slot.lock().refuse(refusal)
 }
 
 /// One attempt: uses the account's credit, charges the rest, and ahead of need

@@ -16,18 +16,23 @@
 use super::error::{PinError, TransferError};
 use super::pages::Pages;
 use super::pin::{Pin, PinMut};
+use super::relief;
 use super::shared::Shared;
 use super::spill::Extent;
 use crate::client::{Client, quota_exceeded};
 use crate::ledger::grant;
 use crate::registry::ReclaimPolicy;
+use crate::registry::budget::{BudgetNode, Refusal};
+use crate::registry::events::EventKind;
 use crate::registry::slot::Slot;
 use core::fmt;
 use core::marker::PhantomData;
 use core::ptr::NonNull;
 use core::time::Duration;
+use std::io;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 /// Where a block's bytes are.
 #[derive(Debug)]
@@ -124,15 +129,9 @@ impl BlockState {
         self.slot().index()
     }
 
-    /// The place of the owner's tier in the tree.
-    pub(crate) fn owner_tier(&self) -> usize {
-        self.slot().tier()
-    }
-
-    /// Whether the owner is above its soft limit, so that its idle blocks need
-    /// not wait for their time.
-    pub(crate) fn owner_is_pressed(&self) -> bool {
-        self.slot().needs_attention()
+    /// The slot of the owner.
+    pub(crate) fn owner(&self) -> &'static Slot {
+        self.slot()
     }
 
     /// Whether a reclaim could help at all.
@@ -169,6 +168,7 @@ impl BlockState {
             Place::Discarded => return Err(PinError::Reclaimed { bytes: self.len }),
             Place::Spilled(extent) => {
                 self.charge()?;
+                let began = Instant::now();
                 // SAFETY: the block is spilled, so no pin lives and none can
                 // be counted while we hold the lock: the bytes are ours.
                 let bytes = unsafe { self.pages.bytes_mut() };
@@ -179,7 +179,9 @@ impl BlockState {
                     return Err(error.into());
                 }
                 self.shared.spill().free(extent);
-                self.shared.count_restored(self.len as u64);
+                self.shared
+                    .counts
+                    .restored(self.len as u64, began.elapsed());
                 self.count_idle(1);
                 *place = Place::Resident;
             }
@@ -198,8 +200,11 @@ impl BlockState {
     }
 
     fn charge(&self) -> Result<(), PinError> {
-        grant::restore_block(self.slot(), self.len as u64)
-            .map_err(|refusal| quota_exceeded(self.slot(), refusal).into())
+        let (slot, bytes) = (self.slot(), self.len as u64);
+        relief::charge(&self.shared, slot, bytes, || {
+            grant::restore_block(slot, bytes)
+        })
+        .map_err(|refusal| quota_exceeded(slot, refusal).into())
     }
 
     pub(super) fn unpin(&self) {
@@ -222,6 +227,7 @@ impl BlockState {
         if matches!(*place, Place::Resident) {
             let bytes = self.len as u64;
             grant::charge_block(client.slot(), bytes)
+                .map_err(|refusal| grant::count_refusal(client.slot(), refusal))
                 .map_err(|refusal| quota_exceeded(client.slot(), refusal))?;
             grant::refund_block(old.slot(), bytes, 1);
         } else {
@@ -278,7 +284,10 @@ impl BlockState {
                 let bytes = unsafe { self.pages.bytes() };
                 match self.shared.spill().write(bytes) {
                     Ok(extent) => *place = Place::Spilled(extent),
-                    Err(_) => return Reclaimed::Failed,
+                    Err(error) => {
+                        self.record_failure(&error);
+                        return Reclaimed::Failed;
+                    }
                 }
                 Reclaimed::Spilled
             }
@@ -289,6 +298,19 @@ impl BlockState {
         grant::refund_block(self.slot(), self.len as u64, 0);
         self.resident_bytes.store(0, Ordering::Relaxed);
         done
+    }
+
+    fn record_failure(&self, error: &io::Error) {
+        let spill = self.shared.spill();
+        let figures = Refusal {
+            node: BudgetNode::Memory,
+            requested: self.len as u64,
+            charged: spill.used_bytes(),
+            limit: spill.limit_bytes(),
+        };
+        let os_error = error.raw_os_error().unwrap_or(0);
+        self.client()
+            .locked(|locked| locked.record_with(EventKind::SpillFailed, figures, os_error));
     }
 
     /// The end of the block: refunds what is charged, frees its place on disk.

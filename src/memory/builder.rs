@@ -6,8 +6,11 @@ use super::shared::Shared;
 use super::spill::SpillArea;
 use crate::client::untracked;
 use crate::clock::{Clock, SystemClock};
-use crate::reclaim::{Intervals, Reclaimer};
+use crate::reclaim::pressure::PressureSource;
+use crate::reclaim::purge::Purge;
+use crate::reclaim::{Intervals, Ladder, Plan, Reclaimer};
 use crate::registry::budget::Tree;
+use crate::registry::overage::LONGEST;
 use crate::registry::policies::{ConfigError, LARGEST};
 use crate::registry::{Limit, Tier, TierPolicy};
 use core::fmt;
@@ -41,6 +44,10 @@ pub struct MemoryBuilder {
     spill_dir: PathBuf,
     spill_limit_bytes: u64,
     clock: Box<dyn Clock>,
+    ladder: Ladder,
+    sources: Vec<Box<dyn PressureSource>>,
+    purge: Option<Box<dyn Purge>>,
+    patience: Duration,
 }
 
 impl MemoryBuilder {
@@ -54,6 +61,10 @@ impl MemoryBuilder {
             spill_dir: std::env::temp_dir(),
             spill_limit_bytes: LARGEST,
             clock: Box::new(SystemClock::default()),
+            ladder: Ladder::default(),
+            sources: Vec::new(),
+            purge: None,
+            patience: LONGEST,
         }
     }
 
@@ -110,6 +121,65 @@ impl MemoryBuilder {
         self
     }
 
+    /// What is done when memory is short, and for how long.
+    pub fn ladder(mut self, ladder: Ladder) -> MemoryBuilder {
+        self.ladder = ladder;
+        self
+    }
+
+    /// Adds a source of pressure. The ledger's own watermarks are always
+    /// watched ([`Ladder::watermarks`]); without another source nothing is
+    /// known of what the system has left.
+    ///
+    /// ```
+    /// use tiered_allocator::Memory;
+    /// use tiered_allocator::pressure::ResidentSet;
+    ///
+    /// let memory = Memory::builder(1 << 30)
+    ///     .pressure_source(ResidentSet::new(0.95, 0.9)?)
+    ///     .build()?;
+    /// # drop(memory);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn pressure_source(mut self, source: impl PressureSource + 'static) -> MemoryBuilder {
+        self.sources.push(Box::new(source));
+        self
+    }
+
+    /// How often the sources of pressure are read. Those that can wake the
+    /// reclaimer are read at once when they do. Default: 1 s.
+    pub fn watch_every(mut self, interval: Duration) -> MemoryBuilder {
+        self.intervals.watch = interval;
+        self
+    }
+
+    /// The allocator that is asked to return free pages to the system when
+    /// that is short, usually the global one. Default: none is asked.
+    ///
+    /// ```
+    /// use tiered_allocator::{Memory, TieredAllocator};
+    ///
+    /// #[global_allocator]
+    /// static HEAP: TieredAllocator = TieredAllocator::system();
+    ///
+    /// let memory = Memory::builder(1 << 30).purge(&HEAP).build()?;
+    /// # drop(memory);
+    /// # Ok::<(), tiered_allocator::ConfigError>(())
+    /// ```
+    pub fn purge(mut self, purge: impl Purge + 'static) -> MemoryBuilder {
+        self.purge = Some(Box::new(purge));
+        self
+    }
+
+    /// How long a call that can fail ([`Memory::allocate_for_client`], a pin
+    /// that brings bytes back) waits for the reclaimer while the memory is full
+    /// of what lower tiers have borrowed. Default: 100 ms. Allocations on the
+    /// heap never wait.
+    pub fn patience(mut self, patience: Duration) -> MemoryBuilder {
+        self.patience = patience;
+        self
+    }
+
     /// Makes the memory and starts its reclaimer thread. If the system has no
     /// thread to give, the memory works without one, as with
     /// [`background(false)`](MemoryBuilder::background).
@@ -142,6 +212,7 @@ impl MemoryBuilder {
         let intervals = [
             ("the reclaim interval", self.intervals.reclaim),
             ("the sample interval", self.intervals.sample),
+            ("the watch interval", self.intervals.watch),
         ];
         match intervals.into_iter().find(|(_, time)| time.is_zero()) {
             Some((what, _)) => Err(ConfigError::ZeroInterval { what }),
@@ -155,13 +226,20 @@ impl MemoryBuilder {
             .unwrap_or(self.total_bytes);
         let tree = Tree::new(usable, self.total_bytes - usable);
         for (tier, policy) in &self.tiers {
-            let (place, aggregate) = tree.policies.define(tier, *policy)?;
-            tree.tiers[place].set_limit(aggregate);
+            tree.define(tier, *policy)?;
         }
         crate::unwind::install();
         let spill = SpillArea::new(self.spill_dir, self.spill_limit_bytes);
-        let shared = Arc::new(Shared::new(self.total_bytes, tree, spill, self.clock));
-        let reclaimer = Reclaimer::start(Arc::clone(&shared), self.intervals, self.background);
+        let shared = Shared::new(self.total_bytes, tree, spill, self.clock, self.patience);
+        let shared = Arc::new(shared);
+        let plan = Plan {
+            intervals: self.intervals,
+            ladder: self.ladder,
+            sources: self.sources,
+            purge: self.purge,
+            background: self.background,
+        };
+        let reclaimer = Reclaimer::start(Arc::clone(&shared), plan);
         Ok(Memory::assemble(shared, reclaimer))
     }
 }
@@ -176,6 +254,8 @@ impl fmt::Debug for MemoryBuilder {
             .field("background", &self.background)
             .field("spill_dir", &self.spill_dir)
             .field("spill_limit_bytes", &self.spill_limit_bytes)
+            .field("ladder", &self.ladder)
+            .field("patience", &self.patience)
             .finish_non_exhaustive()
     }
 }

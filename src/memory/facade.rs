@@ -3,6 +3,7 @@
 use super::block::{BlockState, MemoryBlock};
 use super::builder::MemoryBuilder;
 use super::error::{AllocateError, DeallocateError, DeallocateReason, WrongClient};
+use super::relief;
 use super::shared::{Orphans, Shared};
 use crate::client::{
     Client, ClientUsage, RegisterError, UnknownClient, guarantee_does_not_fit, quota_exceeded,
@@ -262,8 +263,7 @@ impl Memory {
         policy: TierPolicy,
     ) -> Result<(), ConfigError> {
         let tree = &self.shared.tree;
-        let (place, aggregate) = untracked(|| tree.policies.define(&tier.into(), policy))?;
-        tree.tiers[place].set_limit(aggregate);
+        untracked(|| tree.define(&tier.into(), policy))?;
         // Credit drawn under the old limit must not outlast it.
         grant::collect_all(tree);
         Ok(())
@@ -272,6 +272,10 @@ impl Memory {
     // --- blocks ---------------------------------------------------------------
 
     /// Allocates a block of `size` bytes that is charged to the client.
+    ///
+    /// While the memory is full and lower tiers have borrowed as much, the call
+    /// waits for the reclaimer to take it back from them, for
+    /// [`MemoryBuilder::patience`] at most.
     ///
     /// # Errors
     /// There is no such client, the size is 0, the client may not have so
@@ -286,8 +290,11 @@ impl Memory {
             return Err(AllocateError::ZeroSize);
         }
         let _hold = client.held().ok_or_else(|| unknown(name))?;
-        grant::charge_block(client.slot(), size as u64)
-            .map_err(|refusal| quota_exceeded(client.slot(), refusal))?;
+        let (slot, bytes) = (client.slot(), size as u64);
+        relief::charge(&self.shared, slot, bytes, || {
+            grant::charge_block(slot, bytes)
+        })
+        .map_err(|refusal| quota_exceeded(slot, refusal))?;
         let shared = Arc::clone(&self.shared);
         let state = untracked(|| BlockState::allocate(size, client.clone(), shared));
         let Some(state) = state else {

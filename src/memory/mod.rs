@@ -13,6 +13,7 @@ mod error;
 mod facade;
 mod pages;
 mod pin;
+mod relief;
 mod shared;
 mod spill;
 
@@ -24,4 +25,4 @@ pub use error::{
 };
 pub use facade::{Memory, MemoryUsage, Registration};
 pub use pin::{Pin, PinMut};
-pub(crate) use shared::Shared;
+pub(crate) use shared::{Counts, Shared};

@@ -5,11 +5,12 @@ use super::spill::SpillArea;
 use crate::client::{Client, ClientId, untracked};
 use crate::clock::Clock;
 use crate::ledger::retire::sweep_ended;
-use crate::registry::budget::Tree;
+use crate::registry::budget::{MAX_TIERS, Tree};
+use crate::registry::rungs::{Relief, Rung, RungTotals};
 use core::fmt;
 use core::time::Duration;
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Names to clients, by id: half the size of a handle.
@@ -23,10 +24,67 @@ const SWEEP: usize = 4;
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
     pub(crate) spilled_bytes: AtomicU64,
+    pub(crate) spilled_blocks: AtomicU64,
     pub(crate) discarded_bytes: AtomicU64,
+    pub(crate) discarded_blocks: AtomicU64,
     pub(crate) restored_bytes: AtomicU64,
+    pub(crate) restored_blocks: AtomicU64,
+    restore_ns: AtomicU64,
+    longest_restore_ns: AtomicU64,
     pub(crate) failed_spills: AtomicU64,
     pub(crate) passes: AtomicU64,
+    /// By rung: times it was climbed, and bytes that it gained.
+    rungs: [[AtomicU64; 2]; Rung::ALL.len()],
+    pub(crate) stopped_clients: AtomicU64,
+    pub(crate) panicked_reclaimers: AtomicU64,
+    pub(crate) late_reclaimers: AtomicU64,
+    pub(crate) failed_sources: AtomicU64,
+    /// Whether a source reports pressure, or somebody is short.
+    pub(crate) under_pressure: AtomicBool,
+    /// By tier: how often and how long its clients were short.
+    pub(crate) relief: Mutex<[Relief; MAX_TIERS]>,
+}
+
+impl Counts {
+    pub(super) fn restored(&self, bytes: u64, took: Duration) {
+        let took_ns = took.as_nanos() as u64;
+        self.restored_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.restored_blocks.fetch_add(1, Ordering::Relaxed);
+        self.restore_ns.fetch_add(took_ns, Ordering::Relaxed);
+        self.longest_restore_ns
+            .fetch_max(took_ns, Ordering::Relaxed);
+    }
+
+    pub(crate) fn restore_time(&self) -> (Duration, Duration) {
+        let ns = |count: &AtomicU64| Duration::from_nanos(count.load(Ordering::Relaxed));
+        (ns(&self.restore_ns), ns(&self.longest_restore_ns))
+    }
+
+    /// Counts a climb of a rung, and what it gained.
+    pub(crate) fn climbed(&self, rung: Rung, gained_bytes: u64) {
+        self.rungs[rung as usize][0].fetch_add(1, Ordering::Relaxed);
+        self.gained(rung, gained_bytes);
+    }
+
+    /// Counts what an earlier climb gained later.
+    pub(crate) fn gained(&self, rung: Rung, bytes: u64) {
+        self.rungs[rung as usize][1].fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn rungs(&self) -> [RungTotals; Rung::ALL.len()] {
+        Rung::ALL.map(|rung| {
+            let [times, bytes] = &self.rungs[rung as usize];
+            RungTotals {
+                rung,
+                climbed: times.load(Ordering::Relaxed),
+                reclaimed_bytes: bytes.load(Ordering::Relaxed),
+            }
+        })
+    }
+
+    pub(crate) fn relief(&self) -> MutexGuard<'_, [Relief; MAX_TIERS]> {
+        self.relief.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// See the module's description.
@@ -39,6 +97,8 @@ pub(crate) struct Shared {
     blocks: Mutex<HashMap<usize, Arc<BlockState>>>,
     spill: SpillArea,
     clock: Box<dyn Clock>,
+    /// How long a call that can fail waits for what lower tiers have borrowed.
+    pub(super) patience: Duration,
 }
 
 impl Shared {
@@ -47,6 +107,7 @@ impl Shared {
         tree: Tree,
         spill: SpillArea,
         clock: Box<dyn Clock>,
+        patience: Duration,
     ) -> Shared {
         Shared {
             total_bytes,
@@ -57,6 +118,7 @@ impl Shared {
             blocks: Mutex::default(),
             spill,
             clock,
+            patience,
         }
     }
 
@@ -71,12 +133,6 @@ impl Shared {
     /// Bytes in the spill file.
     pub(crate) fn spilled_now_bytes(&self) -> u64 {
         self.spill.used_bytes()
-    }
-
-    pub(super) fn count_restored(&self, bytes: u64) {
-        self.counts
-            .restored_bytes
-            .fetch_add(bytes, Ordering::Relaxed);
     }
 
     pub(crate) fn names(&self) -> RwLockReadGuard<'_, Names> {

@@ -2,6 +2,13 @@
 //!
 //! The file is made when the first block is spilled. Freed extents are used
 //! again, first fit, and their disk space is given back where the system can.
+//! The lock covers the bookkeeping alone: reads and writes of different blocks
+//! do not wait for each other.
+//!
+//! A block counts as spilled only when the system says that its bytes are on
+//! the disk: a full disk and an I/O error are seen while the bytes are still in
+//! memory. Their copies in the page cache are given up then, too, or spilling
+//! would have freed nothing.
 //!
 //! The file belongs to the process that made it. A forked child shares it with
 //! its parent, who goes on to use it: the child leaves it alone, makes one of
@@ -10,9 +17,9 @@
 use crate::sys;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A block's place in the spill file.
 #[derive(Debug, PartialEq, Eq)]
@@ -32,7 +39,7 @@ pub(super) struct SpillArea {
 
 #[derive(Debug)]
 struct SpillFile {
-    file: File,
+    file: Arc<File>,
     space: Space,
     process: u32,
 }
@@ -112,7 +119,7 @@ impl SpillArea {
         let file = match &mut *slot {
             Some(file) if file.process == process => file,
             none => none.insert(SpillFile {
-                file: sys::spill_file(&self.dir)?,
+                file: Arc::new(sys::spill_file(&self.dir)?),
                 space: Space::default(),
                 process,
             }),
@@ -122,22 +129,23 @@ impl SpillArea {
 
     /// Writes a block out. On any error the area is as it was.
     pub(super) fn write(&self, bytes: &[u8]) -> io::Result<Extent> {
-        self.with_file(|SpillFile { file, space, .. }| {
+        let (file, extent) = self.with_file(|SpillFile { file, space, .. }| {
             let extent = space
                 .take(bytes.len() as u64, self.limit_bytes)
                 .ok_or_else(|| io::Error::from(io::ErrorKind::StorageFull))?;
-            let written = file
-                .seek(SeekFrom::Start(extent.offset))
-                .and_then(|_| file.write_all(bytes));
-            match written {
-                Ok(()) => Ok(extent),
-                Err(error) => {
-                    sys::punch_hole(file, extent.offset, extent.len);
-                    space.give(&extent);
-                    Err(error)
-                }
+            Ok((Arc::clone(file), extent))
+        })?;
+        let written = sys::write_at(&file, extent.offset, bytes).and_then(|()| file.sync_data());
+        match written {
+            Ok(()) => {
+                sys::drop_cached(&file, extent.offset, extent.len);
+                Ok(extent)
             }
-        })
+            Err(error) => {
+                self.free(&extent);
+                Err(error)
+            }
+        }
     }
 
     /// Reads a block back. The extent stays taken.
@@ -145,10 +153,8 @@ impl SpillArea {
         if extent.is_inherited() {
             return Err(io::Error::other("spilled before the process was forked"));
         }
-        self.with_file(|SpillFile { file, .. }| {
-            file.seek(SeekFrom::Start(extent.offset))?;
-            file.read_exact(bytes)
-        })
+        let file = self.with_file(|SpillFile { file, .. }| Ok(Arc::clone(file)))?;
+        sys::read_at(&file, extent.offset, bytes)
     }
 
     /// Gives the place of a block back.
@@ -162,6 +168,11 @@ impl SpillArea {
             Ok(())
         });
         debug_assert!(freed.is_ok(), "an extent comes from a file that exists");
+    }
+
+    /// How large the file may become.
+    pub(super) fn limit_bytes(&self) -> u64 {
+        self.limit_bytes
     }
 
     /// Bytes of the file in use.

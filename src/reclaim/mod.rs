@@ -1,10 +1,17 @@
-//! Taking back what nobody uses: which blocks ([`ladder`], pure), and when and
-//! by whom ([`thread`]).
+//! Taking back what clients hold: which blocks and caches ([`ladder`], pure),
+//! when and because of what ([`thread`], [`climb`], [`pressure`]), and with
+//! whose help ([`callers`], [`purge`]).
 
+mod callers;
+mod climb;
+mod idle;
 mod ladder;
+mod options;
 pub mod pressure;
 pub mod purge;
 mod thread;
 
-pub use thread::ReclaimReport;
-pub(crate) use thread::{Intervals, Reclaimer};
+pub use idle::ReclaimReport;
+pub(crate) use options::Intervals;
+pub use options::Ladder;
+pub(crate) use thread::{Plan, Reclaimer};

@@ -1,70 +1,48 @@
-//! The reclaimer: one thread a memory that samples usage and reclaims idle
-//! blocks when their time has come. Without a thread, whoever calls
-//! [`Reclaimer::tick`] does its work.
+//! The reclaimer: one thread a memory that samples usage, reclaims idle blocks
+//! when their time has come, and climbs the ladder when memory is short.
+//! Without a thread, whoever calls [`Reclaimer::tick`] does its work.
 
-use super::ladder::{Candidate, victims};
+use super::climb::PressureState;
+use super::idle::{ReclaimReport, Urge};
+use super::options::{Intervals, Ladder};
+use super::pressure::{PressureSource, PressureWaker};
+use super::purge::Purge;
 use crate::client::untracked;
-use crate::memory::{BlockState, Reclaimed, Shared};
+use crate::memory::Shared;
 use crate::registry::bell::Call;
 use crate::sys;
 use core::fmt;
 use core::time::Duration;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-/// How often what is done.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Intervals {
-    pub(crate) reclaim: Duration,
-    pub(crate) sample: Duration,
-}
-
-impl Default for Intervals {
-    fn default() -> Intervals {
-        Intervals {
-            reclaim: Duration::from_secs(60),
-            sample: Duration::from_secs(10),
-        }
-    }
-}
-
-/// What one pass over the idle blocks did.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[non_exhaustive]
-pub struct ReclaimReport {
-    /// Blocks written to the spill file.
-    pub spilled_blocks: u64,
-    /// Their bytes.
-    pub spilled_bytes: u64,
-    /// Blocks thrown away, as their policy allows.
-    pub discarded_blocks: u64,
-    /// Their bytes.
-    pub discarded_bytes: u64,
-    /// Blocks that could not be written out and stay in memory.
-    pub failed_blocks: u64,
-}
-
-/// When the two kinds of work were last done, by the memory's clock.
+/// When each kind of work was last done, by the memory's clock.
 #[derive(Clone, Copy, Debug, Default)]
 struct Done {
     reclaim: Duration,
     sample: Duration,
+    watch: Duration,
 }
 
-/// Which idle blocks a pass takes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Urgency {
-    /// Those whose tier's idle time is over.
-    Due,
-    /// Those of clients above their soft limit, until they are below.
-    Relief,
+/// What a reclaimer is made of.
+pub(crate) struct Plan {
+    pub(crate) intervals: Intervals,
+    pub(crate) ladder: Ladder,
+    pub(crate) sources: Vec<Box<dyn PressureSource>>,
+    pub(crate) purge: Option<Box<dyn Purge>>,
+    pub(crate) background: bool,
 }
 
-struct Desk {
-    shared: Arc<Shared>,
-    intervals: Intervals,
+/// What the reclaimer's thread and its callers share.
+pub(super) struct Desk {
+    pub(super) shared: Arc<Shared>,
+    pub(super) intervals: Intervals,
+    pub(super) ladder: Ladder,
+    pub(super) purge: Option<Box<dyn Purge>>,
+    /// Whether a thread of its own does the work.
+    pub(super) background: bool,
     last: Mutex<Done>,
+    pub(super) pressure: Mutex<PressureState>,
 }
 
 /// A memory's reclaimer, with or without a thread.
@@ -80,16 +58,24 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Reclaimer {
-    pub(crate) fn start(shared: Arc<Shared>, intervals: Intervals, background: bool) -> Reclaimer {
+    pub(crate) fn start(shared: Arc<Shared>, plan: Plan) -> Reclaimer {
         let now = shared.now();
+        let background = plan.background;
+        let pressure = PressureState::new(plan.ladder.watermarks.clone(), plan.sources);
         let desk = Arc::new(Desk {
             shared,
-            intervals,
+            intervals: plan.intervals,
+            ladder: plan.ladder,
+            purge: plan.purge,
+            background,
             last: Mutex::new(Done {
                 reclaim: now,
                 sample: now,
+                watch: now,
             }),
+            pressure: Mutex::new(pressure),
         });
+        desk.arm();
         desk.shared.tree.bell.staff(background);
         let thread = background
             .then(|| {
@@ -127,12 +113,11 @@ impl Reclaimer {
             .as_ref()
             .is_some_and(|thread| thread.thread().id() == std::thread::current().id());
         if !self.has_thread() || own_thread {
-            self.desk.work();
+            let bell = &self.desk.shared.tree.bell;
             // In a forked child the bell may have been left locked.
             let is_ours = self.process == sys::process_id();
-            if is_ours && self.desk.shared.tree.bell.take_pressed() {
-                untracked(|| self.desk.reclaim(Urgency::Relief));
-            }
+            let pressed = is_ours && bell.take_pressed();
+            self.desk.work(pressed, bell.take_alarm());
             return;
         }
         self.desk.shared.tree.bell.ask_and_wait();
@@ -140,7 +125,7 @@ impl Reclaimer {
 
     /// One pass over the idle blocks on the calling thread.
     pub(crate) fn reclaim_now(&self) -> ReclaimReport {
-        untracked(|| self.desk.reclaim(Urgency::Due))
+        untracked(|| self.desk.reclaim_idle(Urge::Due))
     }
 
     /// Stops the thread and waits for its end, unless this is it.
@@ -166,6 +151,7 @@ impl fmt::Debug for Reclaimer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reclaimer")
             .field("intervals", &self.desk.intervals)
+            .field("ladder", &self.desk.ladder)
             .field("has_thread", &self.has_thread())
             .finish_non_exhaustive()
     }
@@ -185,12 +171,20 @@ impl Desk {
     /// The thread's whole life.
     fn serve(&self) {
         let bell = &self.shared.tree.bell;
-        while let Call::Work { asked, pressed } = bell.listen(self.time_to_next()) {
-            self.work();
-            if pressed {
-                untracked(|| self.reclaim(Urgency::Relief));
-            }
-            bell.answered(asked, pressed);
+        bell.attend();
+        untracked(|| {
+            let tree = Arc::clone(&self.shared.tree);
+            let waker = PressureWaker::new(move || tree.bell.alarm());
+            lock(&self.pressure).start_watching(self, &waker);
+        });
+        while let Call::Work {
+            asked,
+            pressed,
+            alarmed,
+        } = bell.listen(self.time_to_next())
+        {
+            let relieved = self.work(pressed, alarmed);
+            bell.answered(asked, relieved);
         }
     }
 
@@ -198,34 +192,56 @@ impl Desk {
         let now = self.shared.now();
         let last = *lock(&self.last);
         let due = |last: Duration, interval| last.saturating_add(interval).saturating_sub(now);
-        let reclaim = due(last.reclaim, self.intervals.reclaim);
-        let sample = due(last.sample, self.intervals.sample);
-        reclaim.min(sample)
+        let mut next =
+            due(last.reclaim, self.intervals.reclaim).min(due(last.sample, self.intervals.sample));
+        let pressure = lock(&self.pressure);
+        if pressure.has_sources() {
+            next = next.min(due(last.watch, self.intervals.watch));
+        }
+        pressure.pace().map_or(next, |pace| next.min(pace))
     }
 
-    /// Does what is due.
-    fn work(&self) {
+    /// Does what is due, what clients above their soft limit ask for, and what
+    /// pressure asks for. Answers whether relief was tried.
+    fn work(&self, pressed: bool, alarmed: bool) -> bool {
         let now = self.shared.now();
-        let due = {
+        let (reclaim, sample, watch) = {
             let mut last = lock(&self.last);
-            let sample = now.saturating_sub(last.sample) >= self.intervals.sample;
-            let reclaim = now.saturating_sub(last.reclaim) >= self.intervals.reclaim;
-            if sample {
-                last.sample = now;
-            }
-            if reclaim {
-                last.reclaim = now;
-            }
-            (sample, reclaim)
+            let due = |last: &mut Duration, interval| {
+                let is_due = now.saturating_sub(*last) >= interval;
+                if is_due {
+                    *last = now;
+                }
+                is_due
+            };
+            (
+                due(&mut last.reclaim, self.intervals.reclaim),
+                due(&mut last.sample, self.intervals.sample),
+                due(&mut last.watch, self.intervals.watch),
+            )
         };
+        // Not a wait: a client's reclaimer may have called us, in the middle of
+        // it all.
+        let is_pressed = self
+            .pressure
+            .try_lock()
+            .is_ok_and(|pressure| pressure.pace().is_some());
+        let relieve = pressed || alarmed || is_pressed;
         untracked(|| {
-            if due.1 {
-                self.reclaim(Urgency::Due);
+            if reclaim {
+                self.reclaim_idle(Urge::Due);
             }
-            if due.0 {
+            if sample {
                 self.sample();
             }
+            if pressed {
+                self.reclaim_idle(Urge::Relief);
+            }
+            if relieve || watch {
+                self.relieve(pressed);
+            }
         });
+        relieve
     }
 
     fn sample(&self) {
@@ -233,63 +249,5 @@ impl Desk {
             block.measure();
         }
         self.shared.sweep_all();
-    }
-
-    fn reclaim(&self, urgency: Urgency) -> ReclaimReport {
-        let now = self.shared.now();
-        let policies = self.shared.tree.policies.all();
-        let blocks: Vec<Arc<BlockState>> = self.shared.blocks();
-        let mut idle = Vec::new();
-        let mut candidates = Vec::new();
-        for block in blocks.iter().filter(|block| block.is_idle()) {
-            let Some(tier) = policies.get(block.owner_tier()) else {
-                continue;
-            };
-            let idle_after = match urgency {
-                Urgency::Due => tier.policy.idle_after,
-                Urgency::Relief if block.owner_is_pressed() => Duration::ZERO,
-                Urgency::Relief => continue,
-            };
-            idle.push((block, tier.policy.reclaim, idle_after));
-            candidates.push(Candidate {
-                precedence: tier.policy.precedence,
-                idle_for: block.idle_for(now),
-                idle_after,
-                bytes: block.len() as u64,
-            });
-        }
-        let mut report = ReclaimReport::default();
-        for at in victims(&candidates) {
-            let (block, policy, idle_after) = idle[at];
-            if urgency == Urgency::Relief && !block.owner_is_pressed() {
-                continue;
-            }
-            let bytes = block.len() as u64;
-            match block.reclaim(now, idle_after, policy) {
-                Reclaimed::Spilled => {
-                    report.spilled_blocks += 1;
-                    report.spilled_bytes += bytes;
-                }
-                Reclaimed::Discarded => {
-                    report.discarded_blocks += 1;
-                    report.discarded_bytes += bytes;
-                }
-                Reclaimed::Failed => report.failed_blocks += 1,
-                Reclaimed::Left => {}
-            }
-        }
-        let counts = &self.shared.counts;
-        counts
-            .spilled_bytes
-            .fetch_add(report.spilled_bytes, Ordering::Relaxed);
-        counts
-            .discarded_bytes
-            .fetch_add(report.discarded_bytes, Ordering::Relaxed);
-        counts
-            .failed_spills
-            .fetch_add(report.failed_blocks, Ordering::Relaxed);
-        counts.passes.fetch_add(1, Ordering::Relaxed);
-        self.shared.sweep_all();
-        report
     }
 }

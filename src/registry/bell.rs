@@ -1,10 +1,16 @@
 //! How a memory's clients and its reclaimer call each other: orders, relief,
-//! stop. Plain blocking locks; never touched from inside an allocation.
+//! alarm, stop.
+//!
+//! Plain blocking locks, but for [`Bell::alarm`], which is all of this that an
+//! allocation may touch: an atomic flag, and an unpark of the reclaimer (a
+//! futex on Linux: it neither waits nor allocates).
 
 use crate::sys;
 use core::time::Duration;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::Thread;
+use std::time::Instant;
 
 #[derive(Debug, Default)]
 struct Orders {
@@ -27,6 +33,8 @@ pub(crate) enum Call {
         asked: u64,
         /// And give relief to clients above their soft limit.
         pressed: bool,
+        /// And see who is short of memory, and what the sources say.
+        alarmed: bool,
     },
 }
 
@@ -34,7 +42,12 @@ pub(crate) enum Call {
 #[derive(Debug, Default)]
 pub(crate) struct Bell {
     orders: Mutex<Orders>,
+    /// What clients wait for: an order was carried out, or nobody is there.
     changed: Condvar,
+    /// Somebody is short of memory. Set by allocations.
+    alarm: AtomicBool,
+    /// The reclaimer's thread, to be woken.
+    listener: OnceLock<Thread>,
     /// The process in which a reclaimer thread listens; 0 if none does. A
     /// forked child has the memory but not the thread.
     staffed_in: AtomicU32,
@@ -56,36 +69,59 @@ impl Bell {
         self.staffed_in.load(Ordering::Acquire) == sys::process_id()
     }
 
-    /// Waits for a call, for `patience` at most.
-    pub(crate) fn listen(&self, patience: Duration) -> Call {
-        let mut orders = self.lock();
-        let called = |orders: &Orders| orders.stop || orders.pressed || orders.asked > orders.done;
-        if !called(&orders) {
-            orders = self
-                .changed
-                .wait_timeout_while(orders, patience, |orders| !called(orders))
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
-        }
-        if orders.stop {
-            return Call::Stop;
-        }
-        Call::Work {
-            asked: orders.asked,
-            pressed: core::mem::take(&mut orders.pressed),
+    /// Names the calling thread as the one that listens.
+    pub(crate) fn attend(&self) {
+        let _ = self.listener.set(std::thread::current());
+    }
+
+    fn wake(&self) {
+        if let Some(listener) = self.listener.get().filter(|_| self.is_staffed()) {
+            listener.unpark();
         }
     }
 
-    /// Reports a call as answered.
-    pub(crate) fn answered(&self, asked: u64, pressed: bool) {
+    /// Waits for a call, for `patience` at most. On the thread that attends.
+    pub(crate) fn listen(&self, patience: Duration) -> Call {
+        let until = Instant::now().checked_add(patience);
+        loop {
+            let mut orders = self.lock();
+            if orders.stop {
+                return Call::Stop;
+            }
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            let alarmed = self.alarm.swap(false, Ordering::Acquire);
+            if alarmed
+                || orders.pressed
+                || orders.asked > orders.done
+                || left == Some(Duration::ZERO)
+            {
+                return Call::Work {
+                    asked: orders.asked,
+                    pressed: core::mem::take(&mut orders.pressed),
+                    alarmed,
+                };
+            }
+            drop(orders);
+            // Whoever gives an order after the look above leaves a token, with
+            // which this returns at once.
+            match left {
+                Some(left) => std::thread::park_timeout(left),
+                None => std::thread::park(),
+            }
+        }
+    }
+
+    /// Reports a call as answered, and whether relief was tried.
+    pub(crate) fn answered(&self, asked: u64, relieved: bool) {
         let mut orders = self.lock();
         orders.done = asked;
-        orders.relieved += u64::from(pressed);
+        orders.relieved += u64::from(relieved);
         self.changed.notify_all();
     }
 
     pub(crate) fn stop(&self) {
         self.lock().stop = true;
+        self.wake();
         self.staff(false);
         self.changed.notify_all();
     }
@@ -97,7 +133,7 @@ impl Bell {
         let mut orders = self.lock();
         orders.asked += 1;
         let mine = orders.asked;
-        self.changed.notify_all();
+        self.wake();
         let _orders = self
             .changed
             .wait_while(orders, |orders| orders.done < mine && !orders.stop)
@@ -107,7 +143,20 @@ impl Bell {
     /// Asks for relief, without waiting.
     pub(crate) fn press(&self) {
         self.lock().pressed = true;
-        self.changed.notify_all();
+        self.wake();
+    }
+
+    /// Tells the reclaimer that somebody is short of memory. The one call that
+    /// an allocation may make: it takes no lock and waits for nobody.
+    pub(crate) fn alarm(&self) {
+        if !self.alarm.swap(true, Ordering::Release) {
+            self.wake();
+        }
+    }
+
+    /// Takes the alarm away, to look into it.
+    pub(crate) fn take_alarm(&self) -> bool {
+        self.alarm.swap(false, Ordering::Acquire)
     }
 
     /// Takes a request for relief away, to answer it.
@@ -117,10 +166,18 @@ impl Bell {
 
     /// Asks for relief and waits until it was tried, for `patience` at most.
     pub(crate) fn press_and_wait(&self, patience: Duration) {
+        self.await_relief(patience, true);
+    }
+
+    /// Waits until relief was tried, for `patience` at most; asks for it first
+    /// if `press` is set.
+    pub(crate) fn await_relief(&self, patience: Duration, press: bool) {
         let mut orders = self.lock();
-        orders.pressed = true;
         let before = orders.relieved;
-        self.changed.notify_all();
+        if press {
+            orders.pressed = true;
+            self.wake();
+        }
         let _orders = self
             .changed
             .wait_timeout_while(orders, patience, |orders| {
@@ -141,11 +198,13 @@ mod tests {
         let reclaimer = {
             let bell = Arc::clone(&bell);
             std::thread::spawn(move || {
+                bell.attend();
+                bell.staff(true);
                 let mut relieved = 0;
                 loop {
                     match bell.listen(Duration::from_secs(60)) {
                         Call::Stop => return relieved,
-                        Call::Work { asked, pressed } => {
+                        Call::Work { asked, pressed, .. } => {
                             relieved += u64::from(pressed);
                             bell.answered(asked, pressed);
                         }
@@ -160,6 +219,29 @@ mod tests {
         // Nobody listens any more, and nobody waits for ever.
         bell.ask_and_wait();
         bell.press_and_wait(Duration::from_secs(60));
+    }
+
+    #[test]
+    fn an_alarm_wakes_once_and_is_taken_once() {
+        let bell = Bell::default();
+        bell.attend();
+        bell.staff(true);
+        bell.alarm();
+        bell.alarm();
+        let woken = bell.listen(Duration::from_secs(60));
+        assert!(matches!(
+            woken,
+            Call::Work {
+                alarmed: true,
+                pressed: false,
+                ..
+            }
+        ));
+        let woken = bell.listen(Duration::ZERO);
+        assert!(matches!(woken, Call::Work { alarmed: false, .. }));
+        bell.alarm();
+        assert!(bell.take_alarm());
+        assert!(!bell.take_alarm());
     }
 
     #[test]

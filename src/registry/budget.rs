@@ -20,9 +20,12 @@
 use super::REGISTRY;
 use super::bell::Bell;
 use super::events::Events;
-use super::policies::Policies;
+use super::policies::{ConfigError, Policies};
+use super::reclaimers::Reclaimers;
+use super::short::Short;
 use super::slot::Slot;
-use crate::sync::{AtomicU32, AtomicU64, Lock, Ordering};
+use super::tier::{Tier, TierPolicy};
+use crate::sync::{AtomicU8, AtomicU32, AtomicU64, Lock, Ordering};
 
 /// "No limit" as a number.
 pub(crate) const UNLIMITED: u64 = u64::MAX;
@@ -87,6 +90,9 @@ pub(crate) enum Reach {
     Limits,
     /// Past the request budgets, within the limits of client, tier and memory.
     PastRequests,
+    /// Within the client's own limits, out of the memory's headroom: for what
+    /// clients of lower tiers have borrowed and are to give back.
+    Ahead,
     /// Past the limits, out of the memory's headroom.
     Headroom,
     /// Granted whatever the limits say (an observed client).
@@ -101,6 +107,10 @@ pub(crate) struct Node {
     /// Charges that passed this node and may still be taken back because an
     /// ancestor refuses: `begun << 32 | open`.
     tentative: AtomicU64,
+    /// A tier's: the guarantees of its clients, part of `charged`.
+    guaranteed: AtomicU64,
+    /// A tier's: the higher, the later it gives way.
+    precedence: AtomicU8,
 }
 
 const BEGUN: u64 = 1 << 32;
@@ -112,6 +122,8 @@ impl Node {
             charged: AtomicU64::new(0),
             limit: AtomicU64::new(limit),
             tentative: AtomicU64::new(0),
+            guaranteed: AtomicU64::new(0),
+            precedence: AtomicU8::new(0),
         }
     }
 
@@ -127,13 +139,30 @@ impl Node {
         self.limit.store(limit, Ordering::Relaxed);
     }
 
+    pub(crate) fn precedence(&self) -> u8 {
+        self.precedence.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_precedence(&self, precedence: u8) {
+        self.precedence.store(precedence, Ordering::Relaxed);
+    }
+
+    /// What a tier's clients have beyond their guarantees.
+    pub(crate) fn borrowed(&self) -> u64 {
+        let guaranteed = self.guaranteed.load(Ordering::Relaxed);
+        self.charged().saturating_sub(guaranteed)
+    }
+
     fn room(&self) -> u64 {
         self.limit().saturating_sub(self.charged())
     }
 
     /// Adds `bytes` if they fit, by compare-and-swap: never subtract and test.
     fn charge(&self, bytes: u64) -> Result<(), (u64, u64)> {
-        let limit = self.limit();
+        self.charge_below(self.limit(), bytes)
+    }
+
+    fn charge_below(&self, limit: u64, bytes: u64) -> Result<(), (u64, u64)> {
         let mut charged = self.charged();
         loop {
             let Some(grown) = charged.checked_add(bytes).filter(|&grown| grown <= limit) else {
@@ -185,22 +214,44 @@ pub(crate) struct Tree {
     pub(crate) events: Events,
     /// Between the clients and the reclaimer.
     pub(crate) bell: Bell,
+    /// Above so many bytes charged the reclaimer is called.
+    alarm_above: AtomicU64,
+    /// Clients that were lent what lower tiers are to give back.
+    pub(crate) short: Short,
+    /// What clients offer to give back.
+    pub(crate) reclaimers: Reclaimers,
 }
 
 impl Tree {
     pub(crate) fn new(usable: u64, headroom: u64) -> Tree {
+        let policies = Policies::new(usable, headroom);
+        let tiers = [const { Node::new(UNLIMITED) }; MAX_TIERS];
+        for (tier, node) in policies.all().iter().zip(&tiers) {
+            node.set_precedence(tier.policy.precedence);
+        }
         Tree {
             ended: Lock::new(Ended::default()),
-            policies: Policies::new(usable, headroom),
+            policies,
             events: Events::new(),
             bell: Bell::default(),
+            alarm_above: AtomicU64::new(UNLIMITED),
+            short: Short::default(),
+            reclaimers: Reclaimers::default(),
             root: Node::new(usable),
             headroom: Node::new(headroom),
             lent: AtomicU64::new(0),
-            tiers: [const { Node::new(UNLIMITED) }; MAX_TIERS],
+            tiers,
             revoking: Lock::new(()),
             waiting: AtomicU32::new(0),
         }
+    }
+
+    /// Defines a tier or changes it.
+    pub(crate) fn define(&self, tier: &Tier, policy: TierPolicy) -> Result<(), ConfigError> {
+        let (place, aggregate) = self.policies.define(tier, policy)?;
+        self.tiers[place].set_limit(aggregate);
+        self.tiers[place].set_precedence(policy.precedence);
+        Ok(())
     }
 
     /// Whether the tier or the memory holds more than it may.
@@ -212,6 +263,53 @@ impl Tree {
     /// Bytes that a charge in this tier could still get.
     pub(crate) fn room(&self, tier: usize) -> u64 {
         self.root.room().min(self.tiers[tier].room())
+    }
+
+    /// Has the reclaimer called when more than `bytes` are charged.
+    pub(crate) fn set_alarm(&self, bytes: u64) {
+        self.alarm_above.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes that tiers of a lower precedence than this one have borrowed.
+    pub(crate) fn borrowed_below(&self, tier: usize) -> u64 {
+        let precedence = self.tiers[tier].precedence();
+        let lower = |node: &&Node| node.precedence() < precedence;
+        self.tiers.iter().filter(lower).map(Node::borrowed).sum()
+    }
+
+    /// Whether lower tiers have borrowed enough to make up for `bytes` more
+    /// lent to a client of this tier.
+    pub(crate) fn can_be_made_up(&self, tier: usize, bytes: u64) -> bool {
+        self.overdrawn().saturating_add(bytes) <= self.borrowed_below(tier)
+    }
+
+    /// A guarantee of one of the tier's clients became another.
+    pub(crate) fn change_guarantee(&self, tier: usize, from: u64, to: u64) {
+        let guaranteed = &self.tiers[tier].guaranteed;
+        guaranteed.fetch_add(to, Ordering::Relaxed);
+        guaranteed.fetch_sub(from, Ordering::Relaxed);
+    }
+
+    /// What the root holds back from a tier: while a client of a higher one is
+    /// short, what becomes free goes there.
+    fn held_back(&self, node: &Node) -> u64 {
+        if node.precedence() < self.short.precedence() {
+            self.overdrawn()
+        } else {
+            0
+        }
+    }
+
+    /// Charges the root for a tier, and calls the reclaimer if that is much.
+    fn charge_root(&self, node: &Node, bytes: u64) -> Result<(), (u64, u64)> {
+        let limit = self.root.limit().saturating_sub(self.held_back(node));
+        self.root.charge_below(limit, bytes)?;
+        if self.root.charged() > self.alarm_above.load(Ordering::Relaxed) {
+            // Once: the reclaimer sets it again.
+            self.alarm_above.store(UNLIMITED, Ordering::Relaxed);
+            self.bell.alarm();
+        }
+        Ok(())
     }
 
     /// Charges `bytes` to the tier and the memory, or to neither.
@@ -227,6 +325,8 @@ impl Tree {
                 Ok(())
             }
             Reach::Headroom => self.lend(bytes),
+            Reach::Ahead if self.can_be_made_up(tier, bytes) => self.lend(bytes),
+            Reach::Ahead => Err(self.exhausted(bytes)),
             Reach::Limits | Reach::PastRequests => loop {
                 match self.charge_within(node, bytes) {
                     Ok(()) => return Ok(()),
@@ -244,8 +344,7 @@ impl Tree {
     fn charge_within(&self, node: &Node, bytes: u64) -> Result<(), (Refusal, bool)> {
         if node.limit() == UNLIMITED {
             // Nothing can be refused below the root, so nothing is tentative.
-            self.root
-                .charge(bytes)
+            self.charge_root(node, bytes)
                 .map_err(refusal(BudgetNode::Memory, bytes))
                 .map_err(|refused| (refused, true))?;
             node.force(bytes);
@@ -256,7 +355,7 @@ impl Tree {
             .charge(bytes)
             .map_err(refusal(BudgetNode::Tier, bytes))
             .and_then(|()| {
-                self.root.charge(bytes).map_err(|figures| {
+                self.charge_root(node, bytes).map_err(|figures| {
                     node.refund(bytes);
                     refusal(BudgetNode::Memory, bytes)(figures)
                 })
@@ -326,6 +425,11 @@ impl Tree {
     pub(crate) fn charged(&self) -> u64 {
         let lent = self.lent.load(Ordering::Relaxed);
         self.root.charged().saturating_sub(lent)
+    }
+
+    /// Headroom that nobody has been lent.
+    pub(crate) fn headroom_room(&self) -> u64 {
+        self.headroom.room()
     }
 
     /// Overdrafts of all clients together.

@@ -1,4 +1,5 @@
-//! Evidence: a bounded ring of what budgets refused, lent and took back.
+//! Evidence: a bounded ring of what budgets refused and lent, and of what the
+//! reclaimer took back.
 //!
 //! Written from the cold path, by any thread, without waiting and without
 //! allocating; read by whoever wants to know. Old records make way for new
@@ -42,15 +43,43 @@ pub enum EventKind {
     /// A request went past the limits and was granted because the client is
     /// only observed.
     Observed,
+    /// An idle block could not be written out and stays in memory:
+    /// [`Event::os_error`](crate::Event::os_error) says why, `requested` is its
+    /// size, `charged` and `limit` are the spill file's.
+    SpillFailed,
+    /// The ladder took `requested` bytes from a client.
+    Reclaimed,
+    /// The ladder asked a client's work to stop; its next safe point does.
+    AskedToStop,
+    /// A client's reclaimer panicked and is not asked again.
+    ReclaimerPanicked,
+    /// A client's reclaimer did not answer in time. It is asked again when it
+    /// has.
+    ReclaimerLate,
+    /// Memory became scarce: `requested` bytes are wanted back.
+    PressureBegan,
+    /// It is no longer.
+    PressureEnded,
+    /// A client within its limits was lent what lower tiers hold, and they hold
+    /// too little to make up for it: nobody is stopped for it.
+    Infeasible,
 }
 
-const KINDS: [EventKind; 6] = [
+const KINDS: [EventKind; 14] = [
     EventKind::Refused,
     EventKind::Overdraft,
     EventKind::Cancelled,
     EventKind::Retired,
     EventKind::Closed,
     EventKind::Observed,
+    EventKind::SpillFailed,
+    EventKind::Reclaimed,
+    EventKind::AskedToStop,
+    EventKind::ReclaimerPanicked,
+    EventKind::ReclaimerLate,
+    EventKind::PressureBegan,
+    EventKind::PressureEnded,
+    EventKind::Infeasible,
 ];
 
 const NODES: [BudgetNode; 5] = [
@@ -71,6 +100,8 @@ pub(crate) struct Record {
     pub(crate) index: u32,
     pub(crate) generation: u32,
     pub(crate) refusal: Refusal,
+    /// The system's error number; 0 for none.
+    pub(crate) os_error: i32,
 }
 
 /// `u64` words of one record, behind its stamp.
@@ -109,6 +140,7 @@ impl Events {
         index: u32,
         generation: u32,
         refusal: Refusal,
+        os_error: i32,
     ) {
         let time_ns = SystemTime::UNIX_EPOCH
             .elapsed()
@@ -120,6 +152,7 @@ impl Events {
             index,
             generation,
             refusal,
+            os_error,
         });
     }
 
@@ -189,8 +222,10 @@ impl Events {
 fn pack(record: &Record) -> [u64; WORDS] {
     let kind = KINDS.iter().position(|&kind| kind == record.kind);
     let node = NODES.iter().position(|&node| node == record.refusal.node);
-    let what =
-        kind.unwrap_or(0) as u64 | (node.unwrap_or(0) as u64) << 8 | (record.tier as u64) << 16;
+    let what = kind.unwrap_or(0) as u64
+        | (node.unwrap_or(0) as u64) << 8
+        | u64::from(record.tier as u16) << 16
+        | u64::from(record.os_error as u32) << 32;
     [
         record.time_ns,
         what,
@@ -206,7 +241,7 @@ fn unpack(words: [u64; WORDS]) -> Option<Record> {
     Some(Record {
         time_ns,
         kind: *KINDS.get((what & 0xff) as usize)?,
-        tier: (what >> 16) as usize,
+        tier: usize::from((what >> 16) as u16),
         index: who as u32,
         generation: (who >> 32) as u32,
         refusal: Refusal {
@@ -215,6 +250,7 @@ fn unpack(words: [u64; WORDS]) -> Option<Record> {
             charged,
             limit,
         },
+        os_error: (what >> 32) as i32,
     })
 }
 
@@ -235,6 +271,7 @@ mod tests {
                 charged: number.wrapping_mul(3),
                 limit: u64::MAX - number,
             },
+            os_error: number as i32,
         }
     }
 

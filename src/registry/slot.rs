@@ -32,7 +32,9 @@ pub(crate) use locked::Locked;
 use super::budget::Tree;
 use super::tier::Enforcement;
 use crate::owner::Tag;
-use crate::sync::{AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Lock, Ordering};
+use crate::sync::{
+    AtomicBool, AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Lock, Ordering,
+};
 use core::cell::UnsafeCell;
 use core::ptr;
 use core::sync::atomic::fence;
@@ -71,6 +73,8 @@ pub(crate) struct Slot {
     tier: AtomicU8,
     /// Which limits the client has of its own; see [`super::policies`].
     overrides: AtomicU8,
+    /// Whether the reclaimer wants the client's work to stop.
+    asked_to_stop: AtomicBool,
     index: AtomicU32,
     generation: AtomicU32,
     sequence: AtomicU32,
@@ -122,6 +126,7 @@ impl Slot {
             enforcement: AtomicU8::new(0),
             tier: AtomicU8::new(0),
             overrides: AtomicU8::new(0),
+            asked_to_stop: AtomicBool::new(false),
             index: AtomicU32::new(index),
             generation: AtomicU32::new(NO_GENERATION),
             sequence: AtomicU32::new(0),
@@ -269,12 +274,39 @@ impl Slot {
     }
 
     /// Whether the client is at a point where it must stop or may have to
-    /// wait: past its limits, or above its soft limit. Three loads.
+    /// wait: past its limits, above its soft limit, or asked to stop. Four
+    /// loads.
     #[inline]
     pub(crate) fn needs_attention(&self) -> bool {
         self.overdrawn() > 0
+            || self.is_asked_to_stop()
             || self.charged() > self.soft.load(Ordering::Relaxed)
             || self.parent().is_some_and(Slot::needs_attention)
+    }
+
+    /// Whether the reclaimer wants this client's work to stop, so that others
+    /// get what it has borrowed.
+    #[inline]
+    pub(crate) fn is_asked_to_stop(&self) -> bool {
+        self.asked_to_stop.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn ask_to_stop(&self, stop: bool) {
+        self.asked_to_stop.store(stop, Ordering::Relaxed);
+    }
+
+    /// How far the client is above its soft limit.
+    pub(crate) fn above_soft(&self) -> u64 {
+        let soft = self.soft.load(Ordering::Relaxed);
+        self.charged().saturating_sub(soft)
+    }
+
+    /// What the client has beyond its guarantee, within its limits.
+    pub(crate) fn borrowed(&self) -> u64 {
+        let guarantee = self.guarantee.load(Ordering::Relaxed);
+        self.charged()
+            .saturating_sub(self.overdrawn())
+            .saturating_sub(guarantee)
     }
 
     /// Whether this is a request budget that holds more than it may. One of an

@@ -13,6 +13,7 @@
 //! | `on_fork(prepare, parent, child)` | runs the hooks around every `fork` |
 //! | `yield_now()`, `process_id()`, `resident_set_bytes()` | as named |
 //! | `spill_file(dir)`, `punch_hole` | an unlinked private file, and giving back parts of it |
+//! | `write_at`, `read_at`, `drop_cached` | all of a part of a file, by any number of threads; forgetting copies of it in memory |
 //! | `trim_heap()` | has the C library give free heap pages back: whether it did, `None` where it cannot |
 //! | `die(parts)` | writes the parts to standard error without allocating and aborts |
 //!

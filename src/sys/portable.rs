@@ -121,6 +121,19 @@ pub(crate) fn spill_file(_dir: &Path) -> io::Result<File> {
     Err(io::Error::from(io::ErrorKind::Unsupported))
 }
 
+/// There is no spill file to write to.
+pub(crate) fn write_at(_file: &File, _offset: u64, _bytes: &[u8]) -> io::Result<()> {
+    Err(io::Error::from(io::ErrorKind::Unsupported))
+}
+
+/// There is no spill file to read from.
+pub(crate) fn read_at(_file: &File, _offset: u64, _bytes: &mut [u8]) -> io::Result<()> {
+    Err(io::Error::from(io::ErrorKind::Unsupported))
+}
+
+/// Nothing is cached.
+pub(crate) fn drop_cached(_file: &File, _offset: u64, _len: u64) {}
+
 /// Nothing to give back.
 pub(crate) fn punch_hole(_file: &File, _offset: u64, _len: u64) {}
 

@@ -286,6 +286,33 @@ fn terminated(bytes: &[u8]) -> Vec<u8> {
     path
 }
 
+/// Writes all of `bytes` at `offset`.
+pub(crate) fn write_at(file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
+}
+
+/// Fills `bytes` from `offset` on.
+pub(crate) fn read_at(file: &File, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset)
+}
+
+/// Gives up copies of a part of `file` that are in memory, where the system
+/// can. What was not written to the disk stays.
+pub(crate) fn drop_cached(file: &File, offset: u64, len: u64) {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    // SAFETY: the descriptor is open; the call is a hint.
+    unsafe {
+        libc::posix_fadvise(
+            file.as_raw_fd(),
+            offset as libc::off_t,
+            len as libc::off_t,
+            libc::POSIX_FADV_DONTNEED,
+        );
+    }
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    let _ = (file, offset, len);
+}
+
 /// Gives the disk space of a part of `file` back, where the system can.
 pub(crate) fn punch_hole(file: &File, offset: u64, len: u64) {
     #[cfg(any(target_os = "linux", target_os = "android"))]

@@ -9,7 +9,7 @@ use core::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-/// What a budget refused, lent or took back, and when.
+/// What a budget refused or lent, or the reclaimer took back, and when.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Event {
@@ -34,6 +34,8 @@ pub struct Event {
     pub limit: u64,
     /// Which budget decided.
     pub node: BudgetNode,
+    /// The system's error number, where the system is the reason.
+    pub os_error: Option<i32>,
 }
 
 impl fmt::Display for Event {
@@ -43,7 +45,11 @@ impl fmt::Display for Event {
             f,
             "{:?}: client `{name}` ({}) requested {} bytes, {} of {} charged, decided by {:?}",
             self.kind, self.tier, self.requested, self.charged, self.limit, self.node
-        )
+        )?;
+        match self.os_error {
+            Some(code) => write!(f, ": {}", std::io::Error::from_raw_os_error(code)),
+            None => Ok(()),
+        }
     }
 }
 
@@ -75,5 +81,6 @@ fn named(number: u64, record: &Record, tier: Arc<str>) -> Event {
         charged: record.refusal.charged,
         limit: record.refusal.limit,
         node: record.refusal.node,
+        os_error: Some(record.os_error).filter(|&code| code != 0),
     }
 }

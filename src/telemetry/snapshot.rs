@@ -3,12 +3,14 @@
 use crate::client::{Client, ClientId, ClientUsage, usage};
 use crate::ledger::fork::Cold;
 use crate::ledger::{reading, thread};
-use crate::memory::{MemoryUsage, Shared};
+use crate::memory::{Counts, MemoryUsage, Shared};
+use crate::registry::rungs::{Relief, Rung, RungTotals};
 use crate::registry::{Enforcement, REGISTRY};
 use crate::sys;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// One client.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -45,24 +47,50 @@ pub struct TierSnapshot {
     pub charged_bytes: u64,
     /// The most its clients may have together, if there is a limit.
     pub limit_bytes: Option<u64>,
+    /// Of `charged_bytes`, what is beyond the clients' guarantees.
+    pub borrowed_bytes: u64,
     /// Its clients, removed ones not counted.
     pub clients: usize,
+    /// How often its clients were short of what lower tiers had borrowed.
+    pub relief: Relief,
 }
 
-/// What the reclaimer has done since the memory was made, in bytes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+/// What the reclaimer has done since the memory was made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct ReclaimTotals {
-    /// Written to the spill file.
+    /// Bytes written to the spill file.
     pub spilled_bytes: u64,
-    /// Read back from it.
+    /// The blocks that held them.
+    pub spilled_blocks: u64,
+    /// Bytes read back from it.
     pub restored_bytes: u64,
-    /// Thrown away, as their policy allows.
+    /// The blocks that hold them.
+    pub restored_blocks: u64,
+    /// How long reading back took, all together.
+    pub restore_time: Duration,
+    /// The longest time that it took for one block.
+    pub longest_restore: Duration,
+    /// Bytes thrown away, as their policy allows.
     pub discarded_bytes: u64,
+    /// The blocks that held them.
+    pub discarded_blocks: u64,
     /// Blocks that could not be written out.
     pub failed_blocks: u64,
-    /// Passes over the idle blocks.
+    /// Passes over the idle blocks whose time had come.
     pub passes: u64,
+    /// What each rung of the ladder has done under pressure.
+    pub rungs: [RungTotals; Rung::ALL.len()],
+    /// Clients that were asked to stop their work.
+    pub stopped_clients: u64,
+    /// Clients' reclaimers that panicked and are not asked any more.
+    pub panicked_reclaimers: u64,
+    /// Calls of clients' reclaimers that did not end in time.
+    pub late_reclaimers: u64,
+    /// Times that a pressure source could not tell.
+    pub failed_sources: u64,
+    /// Whether a source reports pressure, or a client is short.
+    pub under_pressure: bool,
 }
 
 /// A memory at one moment.
@@ -84,6 +112,11 @@ pub struct Snapshot {
     pub unattributed_allocations: u64,
     /// The process' resident set in bytes, where the system tells it.
     pub resident_set_bytes: Option<u64>,
+    /// Of these, what is neither in `used_bytes` of a client nor in
+    /// `unattributed_bytes`: free pages and rounding of the inner allocator,
+    /// C libraries' own memory, stacks, code, and the clients of other
+    /// memories. Charged to nobody.
+    pub unattributed_resident_bytes: Option<u64>,
     /// What the reclaimer has done.
     pub reclaim: ReclaimTotals,
 }
@@ -131,20 +164,24 @@ pub(crate) fn take_snapshot(shared: &Shared, memory: MemoryUsage) -> Snapshot {
         .collect();
     // A client may have been removed since the names were copied.
     let named: HashSet<ClientId> = clients.iter().map(|client| client.id).collect();
-    let retired = shared
+    let retired: Vec<ClientSnapshot> = shared
         .retired()
         .into_iter()
         .filter(|client| !named.contains(&client.id()))
         .filter_map(|client| Some(of(client.name()?, &client)))
         .collect();
+    let relief = *shared.counts.relief();
     let tiers = policies
         .iter()
         .zip(&tree.tiers)
-        .map(|(tier, node)| TierSnapshot {
+        .zip(relief)
+        .map(|((tier, node), relief)| TierSnapshot {
             name: Arc::clone(&tier.name),
             charged_bytes: node.charged(),
+            borrowed_bytes: node.borrowed(),
             limit_bytes: Some(node.limit()).filter(|&limit| limit != u64::MAX),
             clients: clients.iter().filter(|c| c.tier == tier.name).count(),
+            relief,
         })
         .collect();
     let counts = &shared.counts;
@@ -153,6 +190,11 @@ pub(crate) fn take_snapshot(shared: &Shared, memory: MemoryUsage) -> Snapshot {
     // what lives when the caller has the snapshot, the snapshot included.
     drop((resident, policies, named));
     let unattributed = unattributed();
+    let used = clients
+        .iter()
+        .chain(&retired)
+        .map(|client| client.used_bytes);
+    let known = used.sum::<u64>() + unattributed.live_bytes;
     Snapshot {
         memory,
         clients,
@@ -161,13 +203,32 @@ pub(crate) fn take_snapshot(shared: &Shared, memory: MemoryUsage) -> Snapshot {
         unattributed_bytes: unattributed.live_bytes,
         unattributed_allocations: unattributed.live_allocations,
         resident_set_bytes,
-        reclaim: ReclaimTotals {
-            spilled_bytes: counts.spilled_bytes.load(Ordering::Relaxed),
-            restored_bytes: counts.restored_bytes.load(Ordering::Relaxed),
-            discarded_bytes: counts.discarded_bytes.load(Ordering::Relaxed),
-            failed_blocks: counts.failed_spills.load(Ordering::Relaxed),
-            passes: counts.passes.load(Ordering::Relaxed),
-        },
+        unattributed_resident_bytes: resident_set_bytes
+            .map(|resident| resident.saturating_sub(known)),
+        reclaim: reclaim_totals(counts),
+    }
+}
+
+fn reclaim_totals(counts: &Counts) -> ReclaimTotals {
+    let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
+    let (restore_time, longest_restore) = counts.restore_time();
+    ReclaimTotals {
+        spilled_bytes: of(&counts.spilled_bytes),
+        spilled_blocks: of(&counts.spilled_blocks),
+        restored_bytes: of(&counts.restored_bytes),
+        restored_blocks: of(&counts.restored_blocks),
+        restore_time,
+        longest_restore,
+        discarded_bytes: of(&counts.discarded_bytes),
+        discarded_blocks: of(&counts.discarded_blocks),
+        failed_blocks: of(&counts.failed_spills),
+        passes: of(&counts.passes),
+        rungs: counts.rungs(),
+        stopped_clients: of(&counts.stopped_clients),
+        panicked_reclaimers: of(&counts.panicked_reclaimers),
+        late_reclaimers: of(&counts.late_reclaimers),
+        failed_sources: of(&counts.failed_sources),
+        under_pressure: counts.under_pressure.load(Ordering::Relaxed),
     }
 }
 

@@ -29,6 +29,10 @@ impl Marks {
         Marks { high, low }
     }
 
+    fn high_of(self, whole: u64) -> u64 {
+        share(whole, self.high)
+    }
+
     pub(super) fn new(high: f64, low: f64) -> Result<Marks, MarksError> {
         // Also false for what is not a number.
         if 0.0 <= low && low < high && high <= 1.0 {
@@ -37,6 +41,11 @@ impl Marks {
             Err(MarksError { high, low })
         }
     }
+}
+
+/// Beyond 2^53 bytes it is rounded, never past the whole.
+fn share(whole: u64, share: f64) -> u64 {
+    ((whole as f64 * share) as u64).min(whole)
 }
 
 /// Whether pressure has begun and not ended.
@@ -49,9 +58,7 @@ impl Hysteresis {
     /// Judges `used` bytes of a `whole`: begins above the high mark, wants
     /// bytes down to the low one, ends there.
     pub(super) fn judge(&mut self, marks: Marks, used: u64, whole: u64) -> Pressure {
-        // Beyond 2^53 bytes the marks are rounded, never past the whole.
-        let share = |share: f64| ((whole as f64 * share) as u64).min(whole);
-        let (high, low) = (share(marks.high), share(marks.low));
+        let (high, low) = (marks.high_of(whole), share(whole, marks.low));
         if used > high {
             self.on = true;
         } else if used <= low {
@@ -92,6 +99,13 @@ impl Watermarks {
             marks: Marks::new(high, low)?,
             state: Hysteresis::default(),
         })
+    }
+}
+
+impl Watermarks {
+    /// Where pressure begins, of `usable_bytes`.
+    pub(crate) fn high_bytes(&self, usable_bytes: u64) -> u64 {
+        self.marks.high_of(usable_bytes)
     }
 }
 

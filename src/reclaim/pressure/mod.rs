@@ -57,6 +57,7 @@
 
 mod marks;
 
+pub use crate::registry::reclaimers::Urgency;
 pub use marks::{MarksError, ResidentSet, Watermarks};
 
 use core::fmt;
@@ -84,21 +85,6 @@ impl Figures {
         let resident = self.resident_set_bytes?;
         Some(resident.saturating_sub(self.charged_bytes))
     }
-}
-
-/// How soon bytes are wanted back. Later ones are more urgent.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
-#[non_exhaustive]
-pub enum Urgency {
-    /// Nothing is wanted.
-    #[default]
-    Idle,
-    /// Give back what costs nothing.
-    Low,
-    /// Give back what is not needed right now.
-    High,
-    /// The limit is reached: give back what can be given back.
-    Critical,
 }
 
 /// What a source answers.

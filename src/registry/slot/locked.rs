@@ -84,10 +84,16 @@ impl Locked {
 
     /// Leaves a record of what happens to the client now.
     pub(crate) fn record(&self, kind: EventKind, refusal: Refusal) {
+        self.record_with(kind, refusal, 0);
+    }
+
+    /// As [`Locked::record`], with the system's error number.
+    pub(crate) fn record_with(&self, kind: EventKind, refusal: Refusal, os_error: i32) {
         if let Some(tree) = self.tree() {
             let slot = self.slot;
+            let (index, generation) = (slot.index(), slot.generation());
             tree.events
-                .leave(kind, slot.tier(), slot.index(), slot.generation(), refusal);
+                .leave(kind, slot.tier(), index, generation, refusal, os_error);
         }
     }
 
@@ -140,6 +146,17 @@ impl Locked {
         room.min(above)
     }
 
+    /// Bytes that could be lent for what lower tiers have borrowed.
+    fn room_ahead(&self) -> u64 {
+        let slots = core::iter::successors(Some(self.slot), |slot| slot.parent());
+        let own = slots.map(Slot::room).min().unwrap_or(0);
+        self.tree().map_or(0, |tree| {
+            let borrowed = tree.borrowed_below(self.slot.tier());
+            own.min(tree.headroom_room())
+                .min(borrowed.saturating_sub(tree.overdrawn()))
+        })
+    }
+
     /// Charges `bytes`, and ahead of need as much more as [`budget::batch`]
     /// allows if `ahead` is set. Answers what was charged ahead. A refusal
     /// changes nothing.
@@ -148,7 +165,7 @@ impl Locked {
         let limits = self.slot.limits();
         let is_request = self.slot.parent().is_some();
         let ceiling = match reach {
-            Reach::Limits => limits.max,
+            Reach::Limits | Reach::Ahead => limits.max,
             _ if is_request => UNLIMITED,
             Reach::PastRequests => limits.max,
             Reach::Headroom => limits.max.saturating_add(limits.overdraft),
@@ -169,8 +186,12 @@ impl Locked {
         if grown > ceiling && bytes > 0 {
             return Err(refused(charged));
         }
-        if ahead && reach == Reach::Limits {
-            let extra = budget::batch(self.room().saturating_sub(bytes), bytes);
+        if ahead && matches!(reach, Reach::Limits | Reach::Ahead) {
+            let room = match reach {
+                Reach::Ahead => self.room_ahead(),
+                _ => self.room(),
+            };
+            let extra = budget::batch(room.saturating_sub(bytes), bytes);
             if extra > 0 && self.lift(charged, grown + extra, reach).is_ok() {
                 return Ok(extra);
             }
@@ -188,7 +209,7 @@ impl Locked {
             parent.lock().charge(grown - charged, false, reach)?;
         } else if let Some(tree) = self.tree() {
             let tier = slot.tier();
-            if reach == Reach::Headroom {
+            if matches!(reach, Reach::Headroom | Reach::Ahead) {
                 let wanted = grown - charged;
                 let (fits, lifted) = self.fitting(tree, charged - overdrawn, wanted);
                 let mut lent = wanted - fits;
@@ -222,6 +243,16 @@ impl Locked {
             .saturating_add(limits.guarantee.saturating_sub(own));
         let fits = wanted.min(limits.max.saturating_sub(own)).min(above);
         (fits, budget::lifted(limits.guarantee, own, own + fits))
+    }
+
+    /// Whether the client is overdrawn only because lower tiers hold what it
+    /// may have.
+    pub(crate) fn is_lent_ahead(&self) -> bool {
+        let slot = self.slot;
+        slot.charged() <= slot.max.load(Ordering::Relaxed)
+            && self
+                .tree()
+                .is_some_and(|tree| slot.overdrawn() > 0 && tree.can_be_made_up(slot.tier(), 0))
     }
 
     /// Moves as much of an overdraft as fits the limits by now from the
@@ -284,7 +315,7 @@ impl Locked {
             .store(Arc::into_raw(tree).cast_mut(), Ordering::Relaxed);
         slot.tier.store(tier as u8, Ordering::Relaxed);
         self.store_limits(limits);
-        slot.guarantee.store(limits.guarantee, Ordering::Relaxed);
+        self.set_guarantee(tier, tier, limits.guarantee);
         self.set_name(Some(name));
         Ok(self.next_generation())
     }
@@ -295,6 +326,7 @@ impl Locked {
         slot.peak.store(0, Ordering::Relaxed);
         slot.refusals.store(0, Ordering::Relaxed);
         slot.observed.store(0, Ordering::Relaxed);
+        slot.ask_to_stop(false);
         let generation = match slot.generation().wrapping_add(1) {
             NO_GENERATION => NO_GENERATION + 1,
             next => next,
@@ -343,6 +375,15 @@ impl Locked {
         slot.state.store(State::Retired as u8, Ordering::Release);
     }
 
+    /// Keeps the tiers' sums of guarantees up with a client's own.
+    fn set_guarantee(&mut self, from_tier: usize, tier: usize, guarantee: u64) {
+        let before = self.slot.guarantee.swap(guarantee, Ordering::Relaxed);
+        if let Some(tree) = self.tree() {
+            tree.change_guarantee(from_tier, before, 0);
+            tree.change_guarantee(tier, 0, guarantee);
+        }
+    }
+
     fn store_limits(&mut self, limits: Limits) {
         let slot = self.slot;
         slot.max.store(limits.max, Ordering::Relaxed);
@@ -369,8 +410,8 @@ impl Locked {
                 tree.refund(tier, held - wanted);
             }
         }
+        self.set_guarantee(slot.tier(), tier, limits.guarantee);
         slot.tier.store(tier as u8, Ordering::Relaxed);
-        slot.guarantee.store(limits.guarantee, Ordering::Relaxed);
         self.store_limits(limits);
         Ok(())
     }
@@ -379,7 +420,8 @@ impl Locked {
     pub(crate) fn retire(&mut self) {
         let slot = self.slot;
         let own = slot.charged() - slot.overdrawn();
-        let guarantee = slot.guarantee.swap(0, Ordering::Relaxed);
+        let guarantee = slot.guarantee.load(Ordering::Relaxed);
+        self.set_guarantee(slot.tier(), slot.tier(), 0);
         if let Some(tree) = self.tree() {
             tree.refund(slot.tier(), budget::held(guarantee, own) - own);
         }
