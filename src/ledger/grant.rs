@@ -254,9 +254,6 @@ fn admit(
             Ok(()) => return Ok(()),
             Err(refusal) => refusal,
         };
-        if refusal.node == BudgetNode::Memory && try_ahead(&mut locked, account, size, asks) {
-            return Ok(());
-        }
         let by_itself = matches!(refusal.node, BudgetNode::Client | BudgetNode::Request);
         if by_itself && size > refusal.limit {
             // What can never fit disturbs nobody.
@@ -292,6 +289,9 @@ fn admit(
             if try_admit(&mut locked, account, size, asks, Reach::Limits).is_ok() {
                 return Ok(());
             }
+        }
+        if refusal.node == BudgetNode::Memory && try_ahead(&mut locked, account, size, asks) {
+            return Ok(());
         }
         return beyond(&mut locked, account, size, asks, refusal);
     }
@@ -454,7 +454,7 @@ fn may_keep_credit(locked: &Locked, account: &Account) -> bool {
     sys::heavy_fence_available()
         && locked
             .tree()
-            .is_none_or(|tree| tree.waiting.load(Ordering::Relaxed) == 0)
+            .is_none_or(|tree| tree.lets_keep_credit(slot.tier()))
         && slot.state() == State::Active
         && slot.client().state() == State::Active
         && !account.is_barred()

@@ -1,6 +1,6 @@
 //! Taking back what clients hold: which blocks and caches ([`ladder`], pure),
-//! when and because of what ([`thread`], [`climb`], [`pressure`]), and with
-//! whose help ([`callers`], [`purge`]).
+//! when and because of what ([`thread`], [`climb`], [`pressure`]), and how
+//! ([`idle`], [`rungs`], [`stop`], [`callers`], [`purge`]).
 
 mod callers;
 mod climb;
@@ -9,6 +9,8 @@ mod ladder;
 mod options;
 pub mod pressure;
 pub mod purge;
+mod rungs;
+mod stop;
 mod thread;
 
 pub use idle::ReclaimReport;

@@ -290,19 +290,25 @@ impl Tree {
         guaranteed.fetch_sub(from, Ordering::Relaxed);
     }
 
-    /// What the root holds back from a tier: while a client of a higher one is
-    /// short, what becomes free goes there.
-    fn held_back(&self, node: &Node) -> u64 {
-        if node.precedence() < self.short.precedence() {
-            self.overdrawn()
-        } else {
-            0
-        }
+    /// Whether a client of a higher tier is short: what becomes free goes there.
+    fn is_held_back(&self, node: &Node) -> bool {
+        node.precedence() < self.short.precedence()
+    }
+
+    /// Whether clients of this tier may hold credit: not while a request waits
+    /// for what others hold, and not while a higher tier is short.
+    pub(crate) fn lets_keep_credit(&self, tier: usize) -> bool {
+        self.waiting.load(Ordering::Relaxed) == 0 && !self.is_held_back(&self.tiers[tier])
     }
 
     /// Charges the root for a tier, and calls the reclaimer if that is much.
     fn charge_root(&self, node: &Node, bytes: u64) -> Result<(), (u64, u64)> {
-        let limit = self.root.limit().saturating_sub(self.held_back(node));
+        let held_back = if self.is_held_back(node) {
+            self.overdrawn()
+        } else {
+            0
+        };
+        let limit = self.root.limit().saturating_sub(held_back);
         self.root.charge_below(limit, bytes)?;
         if self.root.charged() > self.alarm_above.load(Ordering::Relaxed) {
             // Once: the reclaimer sets it again.

@@ -19,6 +19,8 @@ pub(crate) struct Short {
     /// The largest request that was refused although lower tiers had borrowed
     /// as much.
     refused_bytes: AtomicU64,
+    /// Whose it was, or that of another one refused at the same time.
+    refused_client: AtomicU32,
     /// Indices of their slots; 0 for none.
     clients: [AtomicU32; PLACES],
 }
@@ -28,6 +30,7 @@ impl Default for Short {
         Short {
             precedence: AtomicU8::new(0),
             refused_bytes: AtomicU64::new(0),
+            refused_client: AtomicU32::new(0),
             clients: [const { AtomicU32::new(0) }; PLACES],
         }
     }
@@ -38,8 +41,11 @@ impl Short {
     /// asked for it was refused.
     pub(crate) fn note(&self, index: u32, precedence: u8, refused_bytes: u64) {
         self.clients[index as usize % PLACES].store(index, Ordering::Relaxed);
-        self.refused_bytes
-            .fetch_max(refused_bytes, Ordering::Relaxed);
+        if refused_bytes > 0 {
+            self.refused_client.store(index, Ordering::Relaxed);
+            self.refused_bytes
+                .fetch_max(refused_bytes, Ordering::Relaxed);
+        }
         self.precedence.fetch_max(precedence, Ordering::Relaxed);
     }
 
@@ -52,9 +58,10 @@ impl Short {
         self.precedence() == 0
     }
 
-    /// Takes the largest refused request away, to answer it.
-    pub(crate) fn take_refused(&self) -> u64 {
-        self.refused_bytes.swap(0, Ordering::Relaxed)
+    /// Takes the largest refused request away, to answer it, and whose it was.
+    pub(crate) fn take_refused(&self) -> Option<(u64, u32)> {
+        let bytes = self.refused_bytes.swap(0, Ordering::Relaxed);
+        (bytes > 0).then(|| (bytes, self.refused_client.load(Ordering::Relaxed)))
     }
 
     /// The slots noted. They stay until [`Short::clear`].
@@ -90,10 +97,12 @@ mod tests {
         assert!(short.is_empty());
         short.note(7, 20, 0);
         short.note(9, 30, 500);
-        short.note(7, 20, 100);
+        short.note(7, 20, 0);
         assert_eq!(short.precedence(), 30);
         assert_eq!(short.clients().collect::<Vec<_>>(), [7, 9]);
-        assert_eq!((short.take_refused(), short.take_refused()), (500, 0));
+        short.note(9, 30, 300);
+        assert_eq!(short.take_refused(), Some((500, 9)));
+        assert_eq!(short.take_refused(), None);
         short.remove(9);
         short.release();
         assert_eq!(short.precedence(), 30);
