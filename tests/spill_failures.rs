@@ -186,7 +186,11 @@ fn a_write_that_fails_half_way_leaves_the_block_in_memory() {
     limit(&old);
     // The largest goes first; then neither of the others fits behind it.
     assert_eq!((report.spilled_blocks, report.failed_blocks), (1, 2));
-    assert!(failures(&memory).iter().all(|e| e.os_error == Some(libc::EFBIG)));
+    assert!(
+        failures(&memory)
+            .iter()
+            .all(|e| e.os_error == Some(libc::EFBIG))
+    );
     assert_eq!(memory.usage().spilled_bytes, 400 * KIB as u64);
     let report = memory.reclaim_unused_memory();
     assert_eq!((report.spilled_blocks, report.failed_blocks), (2, 0));
@@ -276,7 +280,13 @@ fn a_thousand_clients_with_idle_blocks_lose_nothing() {
         let report = memory.reclaim_unused_memory();
         assert_eq!(report.failed_blocks, 0);
         assert_eq!(report.spilled_blocks, held[passed]);
-        let left = |tier: usize| if tier <= passed { 0 } else { held[tier] as usize };
+        let left = |tier: usize| {
+            if tier <= passed {
+                0
+            } else {
+                held[tier] as usize
+            }
+        };
         assert_eq!([0, 1, 2].map(resident), [0, 1, 2].map(left));
     }
     assert_eq!(memory.get_resource_usage(), (0, 0));
@@ -286,7 +296,10 @@ fn a_thousand_clients_with_idle_blocks_lose_nothing() {
     let all: u64 = blocks.iter().map(|block| block.len() as u64).sum();
     assert_eq!(memory.get_resource_usage().0, all);
     let reclaim = memory.snapshot().reclaim;
-    assert_eq!((reclaim.spilled_blocks, reclaim.restored_blocks), (1000, 1000));
+    assert_eq!(
+        (reclaim.spilled_blocks, reclaim.restored_blocks),
+        (1000, 1000)
+    );
     assert_eq!((reclaim.spilled_bytes, reclaim.restored_bytes), (all, all));
     drop(blocks);
     assert_eq!(memory.get_resource_usage(), (0, 0));

@@ -25,7 +25,9 @@ impl Client {
     /// Above the soft limit it waits a little, at most 100 ms, while the
     /// reclaimer takes idle blocks of the client and asks its caches: the longer
     /// the closer the client is to its `max`, and not at all if there is
-    /// nothing to take or no reclaimer thread.
+    /// nothing to take or no reclaimer thread. It waits likewise while lower
+    /// tiers are to give back what the client was lent in their place, once
+    /// more than half of the headroom is used.
     ///
     /// # Errors
     /// The client is over its quota, or the reclaimer needs what it has
@@ -63,10 +65,11 @@ impl Client {
         {
             return SafePoint::Stop(quota);
         }
-        if client.slot().overdrawn() > 0
-            && let Err(quota) = client.over_quota()
-        {
-            return SafePoint::Stop(quota);
+        if client.slot().overdrawn() > 0 {
+            match client.over_quota() {
+                SafePoint::Go => {}
+                other => return other,
+            }
         }
         // This budget, or one that it is part of.
         let budgets = core::iter::successors(Some(self.slot()), |slot| slot.parent());
@@ -79,6 +82,25 @@ impl Client {
             }
         }
         client.pause()
+    }
+
+    /// How long to wait while others are to give back what this client was
+    /// lent: not at all until half of the headroom is used, then longer and
+    /// longer, so that they give back faster than it is lent.
+    fn pause_ahead(&self) -> SafePoint {
+        let Ok(tree) = self.tree() else {
+            return SafePoint::Go;
+        };
+        let headroom = tree.headroom.limit();
+        let owed = if tree.bell.is_staffed() {
+            tree.overdrawn()
+        } else {
+            0
+        };
+        match overage::pause(owed, headroom / 2, headroom, owed) {
+            Duration::ZERO => SafePoint::Go,
+            pause => SafePoint::Pause(pause),
+        }
     }
 
     /// How long to wait above the soft limit, if at all.
@@ -147,14 +169,14 @@ impl Client {
             .map(|refusal| quota_exceeded(self.slot(), refusal))
     }
 
-    fn over_quota(&self) -> Result<(), QuotaExceeded> {
+    fn over_quota(&self) -> SafePoint {
         // What is lent for bytes that others are to give back stops nobody.
         let is_lent_ahead = self.locked(|locked| {
             locked.cover_overdraft();
             locked.is_lent_ahead()
         });
         if is_lent_ahead == Some(true) {
-            return Ok(());
+            return self.pause_ahead();
         }
         grant::collect_with_budgets(self.slot());
         let figures = self.locked(|locked| {
@@ -166,8 +188,8 @@ impl Client {
             })
         });
         match figures.flatten() {
-            Some(refusal) => Err(quota_exceeded(self.slot(), refusal)),
-            None => Ok(()),
+            Some(refusal) => SafePoint::Stop(quota_exceeded(self.slot(), refusal)),
+            None => SafePoint::Go,
         }
     }
 }

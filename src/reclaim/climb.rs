@@ -251,11 +251,14 @@ impl Desk {
             self.note_relief(state, &[0; MAX_TIERS]);
             return (false, 0);
         }
-        // What nobody uses is no reason to take anything from anybody.
-        grant::collect_all(tree);
         let precedence = tree.short.precedence();
         let mut refused = tree.short.take_refused();
         let mut short = self.cover_shortages();
+        if refused.is_some() || short.iter().any(|&bytes| bytes > 0) {
+            // What nobody uses is no reason to take anything from anybody.
+            grant::collect_all(tree);
+            short = self.cover_shortages();
+        }
         self.note_relief(state, &short);
         let mut order: Vec<usize> = (0..MAX_TIERS).collect();
         order.sort_by_key(|&tier| core::cmp::Reverse(tree.tiers[tier].precedence()));

@@ -378,6 +378,10 @@ impl Tree {
         if bytes > 0 {
             self.tiers[tier].refund(bytes);
             self.root.refund(bytes);
+            if self.is_held_back(&self.tiers[tier]) {
+                // Somebody waits for just this.
+                self.bell.alarm();
+            }
         }
     }
 
