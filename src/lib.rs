@@ -98,7 +98,7 @@ pub use client::{
 pub use heap_block::HeapBlock;
 pub use memory::{
     AllocateError, DeallocateError, DeallocateReason, Memory, MemoryBlock, MemoryBuilder,
-    MemoryUsage, Pin, PinError, PinMut, Registration, TransferError, WrongClient,
+    MemoryUsage, Pin, PinError, PinMut, Registration, SizeError, TransferError, WrongClient,
 };
 pub use reclaim::{Ladder, ReclaimReport};
 pub use reclaim::{pressure, purge};

@@ -98,3 +98,25 @@ impl Purge for System {
         }
     }
 }
+
+/// `mi_collect`. mimalloc has no fork handlers: a `fork` waits for the purge.
+#[cfg(feature = "mimalloc")]
+impl Purge for mimalloc::MiMalloc {
+    fn purge(&self) -> io::Result<Purged> {
+        use crate::ledger::{fork::Cold, thread};
+        // No lock of ours is held, and mimalloc does not come back to us.
+        let _no_fork = Cold::enter(thread::attached());
+        crate::sys::collect_mimalloc();
+        Ok(Purged::Asked)
+    }
+}
+
+/// `thread.tcache.flush` and `arena.all.purge`. jemalloc's fork handlers take
+/// its locks. (To keep `fork` waiting here could deadlock with them: they may
+/// run first and hold what the purge waits for.)
+#[cfg(feature = "jemalloc")]
+impl Purge for tikv_jemallocator::Jemalloc {
+    fn purge(&self) -> io::Result<Purged> {
+        crate::sys::purge_jemalloc().map(|()| Purged::Asked)
+    }
+}

@@ -15,7 +15,11 @@
 //! | `spill_file(dir)`, `punch_hole` | an unlinked private file, and giving back parts of it |
 //! | `write_at`, `read_at`, `drop_cached` | all of a part of a file, by any number of threads; forgetting copies of it in memory |
 //! | `trim_heap()` | has the C library give free heap pages back: whether it did, `None` where it cannot |
+//! | `WAITS_FOR_PRIORITY`, `wait_for_priority(file, stop)` | waits until the system has priority data for `file`, or `stop` can be read |
+//! | `physical_bytes()` | memory of the machine, where the system tells it |
 //! | `die(parts)` | writes the parts to standard error without allocating and aborts |
+//!
+//! `inner.rs` has `collect_mimalloc()` and `purge_jemalloc()` of the features.
 //!
 //! `--cfg tiered_allocator_portable` forces the portable side, so that it can
 //! be tested on a system that would not need it.
@@ -29,6 +33,26 @@ pub(crate) use unix::*;
 mod portable;
 #[cfg(not(all(unix, not(tiered_allocator_portable))))]
 pub(crate) use portable::*;
+
+#[cfg(any(feature = "mimalloc", feature = "jemalloc"))]
+mod inner;
+#[cfg(any(feature = "mimalloc", feature = "jemalloc"))]
+pub(crate) use inner::*;
+
+/// Why [`wait_for_priority`] came back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(
+    not(all(unix, not(tiered_allocator_portable))),
+    allow(dead_code, reason = "nothing waits there")
+)]
+pub(crate) enum Roused {
+    /// There is priority data.
+    Priority,
+    /// The other end of `stop` was written to or closed.
+    Stopped,
+    /// What the file stood for is gone.
+    Gone,
+}
 
 /// One piece of a message written by [`die`].
 #[derive(Clone, Copy)]

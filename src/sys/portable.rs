@@ -1,7 +1,7 @@
 //! What the standard library alone can do: no asymmetric fence, no pages that
 //! can be given back, no look at what is resident. Correct, with less to offer.
 
-use super::{Part, render};
+use super::{Part, Roused, render};
 use core::ptr::NonNull;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -109,6 +109,19 @@ pub(crate) fn process_id() -> u32 {
 /// Not known here.
 pub(crate) fn resident_set_bytes() -> Option<u64> {
     None
+}
+
+/// Not known here.
+pub(crate) fn physical_bytes() -> Option<u64> {
+    None
+}
+
+/// Nothing can be waited for here.
+pub(crate) const WAITS_FOR_PRIORITY: bool = false;
+
+/// Unsupported.
+pub(crate) fn wait_for_priority(_file: &File, _stop: &io::PipeReader) -> io::Result<Roused> {
+    Err(io::Error::from(io::ErrorKind::Unsupported))
 }
 
 /// The system's allocator cannot be asked.

@@ -1,7 +1,7 @@
 //! Unix, with Linux where it offers more (`membarrier`, `mincore` vectors,
 //! `O_TMPFILE`, `fallocate`).
 
-use super::{Part, render};
+use super::{Part, Roused, render};
 use crate::sync::{AtomicU8, Ordering};
 use core::ptr::{self, NonNull};
 use std::fs::File;
@@ -235,6 +235,57 @@ pub(crate) fn resident_set_bytes() -> Option<u64> {
     Some(pages * page_bytes() as u64)
 }
 
+/// Memory of the machine in bytes, where the system tells it.
+pub(crate) fn physical_bytes() -> Option<u64> {
+    #[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
+    {
+        // SAFETY: reads a figure of the system.
+        let pages = unsafe { libc::sysconf(libc::_SC_PHYS_PAGES) };
+        let pages = u64::try_from(pages).ok().filter(|&pages| pages > 0)?;
+        pages.checked_mul(page_bytes() as u64)
+    }
+    #[cfg(not(any(target_os = "linux", target_os = "android", target_vendor = "apple")))]
+    None
+}
+
+/// Whether [`wait_for_priority`] is of use.
+pub(crate) const WAITS_FOR_PRIORITY: bool = true;
+
+/// Waits without end, until `file` has priority data (`POLLPRI`) or `stop` can
+/// be read or was closed. `Stopped` goes before the others.
+pub(crate) fn wait_for_priority(file: &File, stop: &io::PipeReader) -> io::Result<Roused> {
+    let awaited = |fd, events| libc::pollfd {
+        fd,
+        events,
+        revents: 0,
+    };
+    let mut fds = [
+        awaited(file.as_raw_fd(), libc::POLLPRI),
+        awaited(stop.as_raw_fd(), libc::POLLIN),
+    ];
+    loop {
+        // SAFETY: two entries of ours, whose descriptors are borrowed and open.
+        let ready = unsafe { libc::poll(fds.as_mut_ptr(), 2, -1) };
+        if ready < 0 {
+            let error = io::Error::last_os_error();
+            if error.kind() == io::ErrorKind::Interrupted {
+                continue;
+            }
+            return Err(error);
+        }
+        let gone = libc::POLLERR | libc::POLLHUP | libc::POLLNVAL;
+        if fds[1].revents != 0 {
+            return Ok(Roused::Stopped);
+        }
+        if fds[0].revents & gone != 0 {
+            return Ok(Roused::Gone);
+        }
+        if fds[0].revents & libc::POLLPRI != 0 {
+            return Ok(Roused::Priority);
+        }
+    }
+}
+
 /// Has the C library give the free pages of its heap back: whether there were
 /// any, or `None` where it cannot be asked.
 pub(crate) fn trim_heap() -> Option<bool> {
@@ -339,4 +390,12 @@ pub(crate) fn die(parts: &[Part<'_>]) -> ! {
         libc::write(2, text.as_ptr().cast(), text.len());
         libc::abort()
     }
+}
+
+/// Sends one byte of priority data: what a test can have `POLLPRI` of.
+#[cfg(test)]
+pub(crate) fn send_urgent(stream: &std::net::TcpStream) {
+    // SAFETY: the descriptor is open, and the byte can be read.
+    let sent = unsafe { libc::send(stream.as_raw_fd(), b"!".as_ptr().cast(), 1, libc::MSG_OOB) };
+    assert_eq!(sent, 1);
 }

@@ -41,6 +41,11 @@ impl Marks {
             Err(MarksError { high, low })
         }
     }
+
+    /// The middle between the high mark and the whole.
+    pub(super) fn near_full(self) -> f64 {
+        f64::midpoint(self.high, 1.0)
+    }
 }
 
 /// Beyond 2^53 bytes it is rounded, never past the whole.
@@ -56,8 +61,9 @@ pub(super) struct Hysteresis {
 
 impl Hysteresis {
     /// Judges `used` bytes of a `whole`: begins above the high mark, wants
-    /// bytes down to the low one, ends there.
-    pub(super) fn judge(&mut self, marks: Marks, used: u64, whole: u64) -> Pressure {
+    /// bytes down to the low one, ends there. Critical from the share
+    /// `critical` on.
+    pub(super) fn judge(&mut self, marks: Marks, used: u64, whole: u64, critical: f64) -> Pressure {
         let (high, low) = (marks.high_of(whole), share(whole, marks.low));
         if used > high {
             self.on = true;
@@ -67,7 +73,7 @@ impl Hysteresis {
         if !self.on {
             return Pressure::NONE;
         }
-        let urgency = if used >= whole {
+        let urgency = if used >= share(whole, critical) {
             Urgency::Critical
         } else if used > high {
             Urgency::High
@@ -126,7 +132,7 @@ impl PressureSource for Watermarks {
 
     fn read(&mut self, figures: &Figures) -> Result<Pressure, PressureError> {
         let (used, whole) = (figures.charged_bytes, figures.usable_bytes);
-        Ok(self.state.judge(self.marks, used, whole))
+        Ok(self.state.judge(self.marks, used, whole, 1.0))
     }
 }
 
@@ -177,7 +183,8 @@ impl PressureSource for ResidentSet {
         let resident = figures
             .resident_set_bytes
             .ok_or(PressureError::Unknown("the resident set of a process"))?;
-        Ok(self.state.judge(self.marks, resident, figures.total_bytes))
+        let total = figures.total_bytes;
+        Ok(self.state.judge(self.marks, resident, total, 1.0))
     }
 }
 
@@ -257,9 +264,9 @@ mod tests {
     fn the_largest_figures_do_not_overflow() {
         let marks = Marks::known(1.0, 0.9);
         let mut state = Hysteresis::default();
-        let none = state.judge(marks, u64::MAX, u64::MAX);
+        let none = state.judge(marks, u64::MAX, u64::MAX, 1.0);
         assert_eq!(none, Pressure::NONE);
-        assert_eq!(state.judge(marks, 0, 0), Pressure::NONE);
-        assert_eq!(state.judge(marks, 1, 0).urgency, Urgency::Critical);
+        assert_eq!(state.judge(marks, 0, 0, 1.0), Pressure::NONE);
+        assert_eq!(state.judge(marks, 1, 0, 1.0).urgency, Urgency::Critical);
     }
 }

@@ -55,10 +55,15 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod cgroup;
+mod hierarchy;
 mod marks;
+mod psi;
 
 pub use crate::registry::reclaimers::Urgency;
+pub use cgroup::Cgroup;
 pub use marks::{MarksError, ResidentSet, Watermarks};
+pub use psi::{Psi, Stall, Stalls, TriggerError};
 
 use core::fmt;
 use std::path::PathBuf;

@@ -1,0 +1,78 @@
+//! What every inner allocator must do when it is asked to give back.
+
+use std::io::ErrorKind;
+use std::sync::mpsc;
+use tiered_allocator::purge::Purge;
+use tiered_allocator::{Memory, TieredAllocator};
+
+const BLOCK_BYTES: usize = 1000;
+const BLOCKS: usize = 200 << 20 >> 10;
+/// One block in so many lives on, so that the heap cannot shrink by its end.
+const SURVIVOR: usize = 500;
+
+fn resident_bytes(memory: &Memory) -> Option<u64> {
+    memory.snapshot().resident_set_bytes
+}
+
+/// Small blocks of which all but a few are freed.
+fn fragments() -> Vec<Box<[u8]>> {
+    let mut blocks: Vec<Option<Box<[u8]>>> = (0..BLOCKS)
+        .map(|n| Some(vec![n as u8 | 1; BLOCK_BYTES].into_boxed_slice()))
+        .collect();
+    // From the front, so that what is last in the heap is freed last.
+    let survivors = blocks
+        .iter_mut()
+        .enumerate()
+        .filter_map(|(n, block)| block.take().filter(|_| n % SURVIVOR == SURVIVOR - 1))
+        .collect();
+    drop(blocks);
+    survivors
+}
+
+/// Frees 200 MiB that the inner allocator keeps, purges, and sees the resident
+/// set fall by more than half of it.
+pub fn gives_freed_memory_back(purge: &dyn Purge) {
+    assert!(TieredAllocator::is_installed());
+    let memory = Memory::builder(8 << 30).background(false).build().unwrap();
+    if resident_bytes(&memory).is_none() {
+        return;
+    }
+    let start = resident_bytes(&memory).unwrap();
+    // Freed by a thread that is alive but does nothing when the purge comes,
+    // as a server's workers are.
+    let (freed, wait_for_free) = mpsc::channel();
+    let (finish, wait_for_end) = mpsc::channel::<()>();
+    let worker = std::thread::spawn(move || {
+        let survivors = fragments();
+        freed.send(()).unwrap();
+        let _ = wait_for_end.recv();
+        survivors
+    });
+    wait_for_free.recv().unwrap();
+    let before = resident_bytes(&memory).unwrap();
+    let purged = match purge.purge() {
+        Err(reason) if reason.kind() == ErrorKind::Unsupported => {
+            assert!(cfg!(not(target_env = "gnu")), "glibc can be asked");
+            return;
+        }
+        purged => purged.unwrap(),
+    };
+    let after = resident_bytes(&memory).unwrap();
+    finish.send(()).unwrap();
+    let survivors = worker.join().unwrap();
+    let mib = |bytes: u64| bytes as f64 / (1 << 20) as f64;
+    println!(
+        "resident: {:.1} MiB at the start, {:.1} before the purge, {:.1} after ({purged:?})",
+        mib(start),
+        mib(before),
+        mib(after),
+    );
+    assert_eq!(survivors.len(), BLOCKS / SURVIVOR);
+    let intact = |block: &[u8]| block.len() == BLOCK_BYTES && block.iter().all(|&b| b & 1 == 1);
+    assert!(survivors.iter().all(|block| intact(block)));
+    assert!(before > after, "{before} before, {after} after");
+    assert!(
+        after - start < 100 << 20,
+        "{after} after, {start} at the start"
+    );
+}
