@@ -48,6 +48,8 @@ const V1_NO_LIMIT: u64 = 1 << 62;
 #[derive(Clone, Debug)]
 pub struct Cgroup {
     root: PathBuf,
+    /// What `/proc/self/cgroup` said when the group was found.
+    names: Option<String>,
     group: Group,
     marks: Marks,
     /// One a level, in the same order.
@@ -72,9 +74,11 @@ impl Cgroup {
     /// says about them is not understood.
     pub fn at(root: impl Into<PathBuf>) -> Result<Cgroup, PressureError> {
         let root = root.into();
+        let names = hierarchy::names_text(&root)?;
         let group = found(&root)?;
         Ok(Cgroup {
             states: vec![Hysteresis::default(); group.levels.len()],
+            names,
             group,
             root,
             marks: Marks::known(0.9, 0.8),
@@ -182,15 +186,12 @@ impl PressureSource for Cgroup {
     }
 
     fn read(&mut self, _: &Figures) -> Result<Pressure, PressureError> {
-        match self.judge() {
-            Err(PressureError::Io { .. }) => {}
-            answer => return answer,
-        }
         // The process may have been moved to another group.
-        let group = found(&self.root)?;
-        if group != self.group {
-            self.states = vec![Hysteresis::default(); group.levels.len()];
-            self.group = group;
+        let names = hierarchy::names_text(&self.root)?;
+        if names != self.names {
+            self.group = found(&self.root)?;
+            self.states = vec![Hysteresis::default(); self.group.levels.len()];
+            self.names = names;
         }
         self.judge()
     }

@@ -48,13 +48,22 @@ struct Names {
     v2: Option<PathBuf>,
 }
 
-fn names(root: &Path) -> Result<Option<Names>, PressureError> {
-    let path = root.join("proc/self/cgroup");
-    let text = match read(&path) {
+const NAMES: &str = "proc/self/cgroup";
+
+/// What the system calls the process' groups; `None` if it has none.
+pub(super) fn names_text(root: &Path) -> Result<Option<String>, PressureError> {
+    match read(&root.join(NAMES)) {
         Err(PressureError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            return Ok(None);
+            Ok(None)
         }
-        text => text?,
+        text => text.map(Some),
+    }
+}
+
+fn names(root: &Path) -> Result<Option<Names>, PressureError> {
+    let path = root.join(NAMES);
+    let Some(text) = names_text(root)? else {
+        return Ok(None);
     };
     let mut names = Names {
         v1_memory: None,
