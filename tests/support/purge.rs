@@ -1,6 +1,8 @@
 //! What every inner allocator must do when it is asked to give back.
 
 use std::io::ErrorKind;
+#[cfg(all(target_os = "linux", not(tiered_allocator_portable)))]
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use tiered_allocator::purge::Purge;
 use tiered_allocator::{Memory, TieredAllocator};
@@ -75,4 +77,39 @@ pub fn gives_freed_memory_back(purge: &dyn Purge) {
         after - start < 100 << 20,
         "{after} after, {start} at the start"
     );
+}
+
+/// Children that are forked while another thread purges can use the heap and
+/// purge it, too.
+#[cfg(all(target_os = "linux", not(tiered_allocator_portable)))]
+pub fn leaves_forked_children_a_working_heap(purge: &dyn Purge) {
+    assert!(TieredAllocator::is_installed());
+    let done = AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                let _ = purge.purge();
+                drop(vec![1_u8; 100_000]);
+            }
+        });
+        for _ in 0..50 {
+            // SAFETY: the child uses the heap, which works in forked children,
+            // and ends without running anything else.
+            let child = unsafe { libc::fork() };
+            if child == 0 {
+                // SAFETY: a child that waits for ever is ended by the alarm.
+                unsafe { libc::alarm(60) };
+                let blocks: Vec<Box<[u8]>> = (1..100).map(|n| vec![1; n * 100].into()).collect();
+                drop(blocks);
+                let _ = purge.purge();
+                // SAFETY: as above.
+                unsafe { libc::_exit(7) };
+            }
+            let mut status = -1;
+            // SAFETY: our child, and a status of ours.
+            assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+            assert_eq!(status, 7 << 8, "the child's end");
+        }
+        done.store(true, Ordering::Relaxed);
+    });
 }
