@@ -59,6 +59,7 @@
 //! | pass memory from one client to another | [`Client::adopt`], [`MemoryBlock::charge_to`] |
 //! | have large buffers that may be taken while idle | [`Memory::allocate_for_client`], [`MemoryBlock`], [`ReclaimPolicy`] |
 //! | know who has what, and what happened | [`Client::usage`], [`Memory::snapshot`], [`Memory::events`] |
+//! | size a memory by its container, hear when memory is short | [`Memory::from_cgroup`], [`pressure`], [`purge`] |
 //! | drive time in tests | [`clock`], [`Memory::tick`] |
 //!
 //! Why and how: [`docs::implementation`], [`docs::orderings`],

@@ -78,6 +78,21 @@
 //!   the process.
 //! - The latest 1,024 [events](crate::Event) are kept.
 //!
+//! # What the system says
+//!
+//! - **A cgroup around the process that no mount shows** is not judged. With
+//!   version 1 its limit is known all the same, its memory is not.
+//! - **Kernel memory of a cgroup** (page tables, sockets) counts for the kernel
+//!   and not for [`Cgroup`](crate::pressure::Cgroup): leave room above the high
+//!   mark.
+//! - **Stalls have no bytes.** [`Psi`](crate::pressure::Psi) asks for a little at
+//!   a time. Triggers need Linux 5.2 and privileges, or a newer kernel and a
+//!   window of 2 s; otherwise averages over 10 s are all there is.
+//! - **A purge** reaches what the inner allocator will give back: whole free
+//!   pages (glibc), nothing that another live thread of mimalloc keeps for
+//!   itself, no other thread's jemalloc cache. Allocations on other threads may
+//!   wait for it, and with mimalloc a `fork` does.
+//!
 //! # Spilling
 //!
 //! - Bytes are written in the clear, to a file without a name that only this
