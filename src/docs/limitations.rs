@@ -60,6 +60,11 @@
 //! - **The limits of all clients may add up to more than there is.** Only
 //!   guarantees are reserved.
 //! - **A change of a tier** reaches its clients when they next come to it.
+//! - **The crate's own records need memory, too.** Where the inner allocator has
+//!   none for a name, a block's record, a snapshot or an error's text, the process
+//!   ends as it does in any code that cannot fail. Charging, freeing, scopes,
+//!   request budgets, safe points of clients within their quota and
+//!   [`Client::adopt`](crate::Client::adopt) take nothing from it.
 //! - **Heap memory is never taken from its owner.** Only blocks are, if they
 //!   have at least a page, no pin, and were idle for long enough.
 //!
