@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 use tiered_allocator::{
     BudgetNode, Client, ClientOptions, Enforcement, InClientExt, Limit, Memory, SubscriptionTier,
-    TieredAllocator,
+    TieredAllocator, untracked,
 };
 
 #[global_allocator]
@@ -244,4 +244,37 @@ fn churning_budgets_leave_nothing_behind() {
     drop(scope);
     assert_eq!(blocks.len() as u64, LIMIT / 1000);
     free(blocks);
+}
+
+/// Found by `properties.rs`: the client's own credit was taken back, that of
+/// its request budgets was not.
+#[test]
+#[serial]
+fn a_lowered_limit_binds_what_a_request_budget_has_drawn_ahead() {
+    let memory = Memory::builder(1 << 30).background(false).build().unwrap();
+    let lowered = |client: &Client, max: u64| {
+        untracked(|| {
+            let options = ClientOptions::new(SubscriptionTier::Enterprise)
+                .max(Limit::Bytes(max))
+                .enforcement(Enforcement::Strict);
+            client.configure(options).unwrap();
+        });
+    };
+    let client = client(&memory, 10 << 20, Enforcement::Strict);
+    let outer = client.budget(9 << 20).unwrap();
+    let inner = outer.budget(8 << 20).unwrap();
+    for budget in [&outer, &inner] {
+        lowered(&client, 10 << 20);
+        let scope = budget.enter();
+        let held = fill(100, 1);
+        assert!(client.usage().charged_bytes > 1100, "credit was drawn");
+        lowered(&client, 1000);
+        assert_eq!(client.usage().charged_bytes, 100);
+        let more = fill(100, 20);
+        assert_eq!(more.len(), 9);
+        drop(scope);
+        free(more);
+        free(held);
+    }
+    assert_eq!(live(&client), 0);
 }

@@ -413,7 +413,11 @@ impl Client {
             grant::collect(locked);
             Ok(())
         })
-        .unwrap_or(Err(RegisterError::Removed))
+        .unwrap_or(Err(RegisterError::Removed))?;
+        if self.slot.has_children() {
+            grant::collect_with_budgets(self.slot);
+        }
+        Ok(())
     }
 
     pub(crate) fn shares_tree_with(&self, tree: &Arc<Tree>) -> bool {
