@@ -837,7 +837,7 @@ fn run(heaps: &[Heap], ops: Vec<Op>) {
 fn agree(heaps: &[Heap]) {
     assert!(!TieredAllocator::is_installed());
     let config = ProptestConfig {
-        cases: 24,
+        cases: support::cases(24),
         failure_persistence: None,
         ..ProptestConfig::default()
     };

@@ -5,6 +5,12 @@
 use std::alloc::{GlobalAlloc, Layout};
 use std::slice;
 
+/// How many random programs to try: what `PROPTEST_CASES` says, or `usual`.
+pub fn cases(usual: u32) -> u32 {
+    let given = std::env::var("PROPTEST_CASES").ok();
+    given.and_then(|cases| cases.parse().ok()).unwrap_or(usual)
+}
+
 pub type Heap = &'static (dyn GlobalAlloc + Sync);
 
 /// A live block and the heap that it goes back to.
