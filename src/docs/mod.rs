@@ -9,4 +9,6 @@
 
 pub mod implementation;
 pub mod limitations;
+#[cfg(doctest)]
+mod misuse;
 pub mod orderings;
