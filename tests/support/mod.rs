@@ -29,6 +29,8 @@ impl std::fmt::Debug for Block {
 
 // SAFETY: a `Block` owns its bytes, and a heap takes them back on any thread.
 unsafe impl Send for Block {}
+// SAFETY: a shared `Block` is only read.
+unsafe impl Sync for Block {}
 
 /// Every kilobyte starts with its number, so that shifted contents show.
 const CHUNK: usize = 1024;
