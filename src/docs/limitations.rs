@@ -18,6 +18,11 @@
 //!   Overwritten, it names no client and the process aborts at the next `free`
 //!   or `realloc` of the block; a random value passes for a tag with a
 //!   probability of 2⁻¹⁰ at most, and then some other client's books are wrong.
+//! - **An overrun of a block of 4 KiB and more.** Nothing of this crate is behind
+//!   it that could be found changed.
+//! - **A free with another size than the block's**, if what stands there passes
+//!   for a tag, or if both sizes have at least 4 KiB: then the difference stays
+//!   charged, or is refunded twice.
 //! - **A double free of a small block in release builds**, unless the inner
 //!   allocator has overwritten the tag. Debug builds erase the tag; cells of the
 //!   page map are always erased.
