@@ -464,3 +464,21 @@ fn a_limited_spill_area_takes_the_lowest_tier_first() {
         assert_eq!(hash(&block.pin().unwrap()), *sum);
     }
 }
+
+#[test]
+#[serial]
+#[cfg_attr(tiered_allocator_portable, ignore = "spills or measures pages")]
+fn the_book_of_free_spill_space_is_not_the_clients() {
+    let (memory, clock) = timed(|builder| builder);
+    let client = memory.register("a", Premium).unwrap();
+    let mut blocks = [10_000; 2].map(|len| memory.allocate_for_client("a", len).unwrap());
+    fill(&mut blocks[0], 1);
+    fill(&mut blocks[1], 2);
+    clock.advance(IDLE);
+    assert_eq!(memory.reclaim_unused_memory().spilled_blocks, 2);
+    // Afterwards the first block's place in the file is free, the second's is not.
+    let _scope = client.enter();
+    drop(blocks[0].pin().unwrap());
+    let usage = client.usage();
+    assert_eq!((usage.live_bytes, usage.block_bytes), (10_000, 10_000));
+}

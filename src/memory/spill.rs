@@ -14,6 +14,7 @@
 //! its parent, who goes on to use it: the child leaves it alone, makes one of
 //! its own, and cannot bring back what was spilled before the fork.
 
+use crate::client::untracked;
 use crate::sys;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -111,6 +112,14 @@ impl SpillArea {
     }
 
     fn with_file<T>(
+        &self,
+        use_file: impl FnOnce(&mut SpillFile) -> io::Result<T>,
+    ) -> io::Result<T> {
+        // Callers are in a client's scope; the book of free space is not theirs.
+        untracked(|| self.with_file_untracked(use_file))
+    }
+
+    fn with_file_untracked<T>(
         &self,
         use_file: impl FnOnce(&mut SpillFile) -> io::Result<T>,
     ) -> io::Result<T> {
