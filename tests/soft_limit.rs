@@ -38,7 +38,9 @@ fn a_safe_point_above_the_soft_limit_has_idle_blocks_reclaimed() {
         .unwrap();
     let (client, block) = pressed(&memory, "Basic");
     assert_eq!(client.usage().live_bytes, 2 * MIB as u64);
+    assert_eq!(client.usage().stalled_ns, 0);
     client.checkpoint().unwrap();
+    assert!(client.usage().stalled_ns > 0);
     // The safe point waited for it, or (on a slow machine) gave up waiting; a
     // tick comes after it in any case.
     memory.tick();
@@ -59,6 +61,7 @@ fn nothing_is_reclaimed_or_waited_for_below_the_soft_limit() {
     client.checkpoint().unwrap();
     memory.tick();
     assert_eq!(memory.snapshot().reclaim.passes, 0);
+    assert_eq!(client.usage().stalled_ns, 0);
     drop(block);
 }
 

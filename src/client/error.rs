@@ -13,6 +13,7 @@ use std::sync::Arc;
     Excess(*.requested),
     .node.what()
 )]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct QuotaExceeded {
     /// The client's name.
@@ -20,10 +21,13 @@ pub struct QuotaExceeded {
     /// The name of its tier.
     pub tier: Arc<str>,
     /// Bytes asked for; 0 at a safe point, where the excess exists already.
+    #[cfg_attr(feature = "serde", serde(rename = "requested_bytes"))]
     pub requested: u64,
     /// Bytes charged to the budget that refused.
+    #[cfg_attr(feature = "serde", serde(rename = "charged_bytes"))]
     pub charged: u64,
     /// That budget's limit in bytes.
+    #[cfg_attr(feature = "serde", serde(rename = "limit_bytes"))]
     pub limit: u64,
     /// Which budget refused.
     pub node: BudgetNode,

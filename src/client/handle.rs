@@ -53,6 +53,7 @@ impl fmt::Display for ClientId {
 /// Exact when no thread is working for the client; else as of no single
 /// moment, but never below zero and never above what is charged.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct ClientUsage {
     /// Bytes allocated and not freed, on the heap and in blocks.
@@ -77,6 +78,9 @@ pub struct ClientUsage {
     pub refusals: u64,
     /// Requests granted only because the client is observed.
     pub observed_breaches: u64,
+    /// Time that safe points above the soft limit have waited, all threads
+    /// together, in nanoseconds. Those of request budgets count to the client.
+    pub stalled_ns: u64,
 }
 
 /// A tenant: a handle that is cheap to clone, stays with its tenant whatever
@@ -505,6 +509,7 @@ pub(crate) fn usage(slot: &Slot, reading: Reading) -> ClientUsage {
         total_allocations: reading.allocations,
         refusals: slot.refusals(),
         observed_breaches: slot.observed(),
+        stalled_ns: slot.stalled_ns(),
     }
 }
 

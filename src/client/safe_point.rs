@@ -7,6 +7,7 @@ use crate::registry::budget::{BudgetNode, Refusal};
 use crate::registry::events::EventKind;
 use crate::registry::{ReclaimPolicy, overage};
 use core::time::Duration;
+use std::time::Instant;
 
 /// What a client is to do at a safe point.
 #[derive(Debug)]
@@ -39,12 +40,21 @@ impl Client {
             SafePoint::Go => Ok(()),
             SafePoint::Stop(quota) => Err(quota),
             SafePoint::Pause(pause) => {
-                if let Ok(tree) = self.tree() {
-                    tree.bell.press_and_wait(pause);
-                }
+                self.stall(pause);
                 Ok(())
             }
         }
+    }
+
+    fn stall(&self, pause: Duration) {
+        let Ok(tree) = self.tree() else {
+            return;
+        };
+        let start = Instant::now();
+        tree.bell.press_and_wait(pause);
+        // At least one, so that a wait is seen whatever the clock's grain.
+        let waited = start.elapsed().as_nanos().max(1) as u64;
+        self.slot().client().count_stalled(waited);
     }
 
     /// What the client is to do at a safe point, without doing it.

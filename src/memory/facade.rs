@@ -448,6 +448,7 @@ impl Memory {
 
 /// The memory as a whole, in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct MemoryUsage {
     /// All there is to hand out.

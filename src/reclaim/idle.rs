@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 
 /// What one pass over the idle blocks did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct ReclaimReport {
     /// Blocks written to the spill file.

@@ -60,6 +60,11 @@ pub(crate) fn lifted(guarantee: u64, charged: u64, grown: u64) -> u64 {
 
 /// Which budget said no.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize),
+    serde(rename_all = "snake_case")
+)]
 #[non_exhaustive]
 pub enum BudgetNode {
     /// A request budget inside a client: [`Client::budget`](crate::Client::budget).

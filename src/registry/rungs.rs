@@ -5,6 +5,11 @@ use core::time::Duration;
 /// One rung of the ladder; each is climbed only if those before were not
 /// enough.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize),
+    serde(rename_all = "snake_case")
+)]
 #[non_exhaustive]
 #[repr(usize)]
 pub enum Rung {
@@ -44,6 +49,7 @@ impl Rung {
 
 /// What one rung has done since the memory was made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct RungTotals {
     /// Which rung.
@@ -60,6 +66,7 @@ pub struct RungTotals {
 /// full of what lower tiers had borrowed, and how long until that was made up
 /// for. They were lent the bytes meanwhile.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Relief {
     /// Times that it began.
@@ -67,7 +74,25 @@ pub struct Relief {
     /// Times that it ended.
     pub reliefs: u64,
     /// From beginnings to ends, all together, by the memory's clock.
+    #[cfg_attr(
+        feature = "serde",
+        serde(rename = "total_ns", serialize_with = "duration_ns")
+    )]
     pub total: Duration,
     /// The longest.
+    #[cfg_attr(
+        feature = "serde",
+        serde(rename = "longest_ns", serialize_with = "duration_ns")
+    )]
     pub longest: Duration,
+}
+
+/// Serialises a time as whole nanoseconds.
+#[cfg(feature = "serde")]
+pub(crate) fn duration_ns<S: serde::Serializer>(
+    time: &Duration,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    let ns = u64::try_from(time.as_nanos());
+    serializer.serialize_u64(ns.unwrap_or(u64::MAX))
 }

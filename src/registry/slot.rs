@@ -101,6 +101,8 @@ pub(crate) struct Slot {
     idle_block_bytes: AtomicI64,
     refusals: AtomicU64,
     observed: AtomicU64,
+    /// Time that safe points have waited.
+    stalled_ns: AtomicU64,
 
     /// The slot that this one is a request budget of; null for a client.
     parent: AtomicPtr<Slot>,
@@ -147,6 +149,7 @@ impl Slot {
             idle_block_bytes: AtomicI64::new(0),
             refusals: AtomicU64::new(0),
             observed: AtomicU64::new(0),
+            stalled_ns: AtomicU64::new(0),
             parent: AtomicPtr::new(ptr::null_mut()),
             children: AtomicU32::new(0),
             tree: AtomicPtr::new(ptr::null_mut()),
@@ -264,6 +267,10 @@ impl Slot {
         self.observed.load(Ordering::Relaxed)
     }
 
+    pub(crate) fn stalled_ns(&self) -> u64 {
+        self.stalled_ns.load(Ordering::Relaxed)
+    }
+
     /// Bytes in blocks that the reclaimer could take.
     pub(crate) fn idle_block_bytes(&self) -> u64 {
         self.idle_block_bytes.load(Ordering::Relaxed).max(0) as u64
@@ -366,6 +373,10 @@ impl Slot {
 
     pub(crate) fn count_observed(&self) {
         self.observed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_stalled(&self, ns: u64) {
+        self.stalled_ns.fetch_add(ns, Ordering::Relaxed);
     }
 
     /// Adds what an account or an account-less operation did, here and at what

@@ -16,6 +16,7 @@ use std::sync::Arc;
 /// assert_eq!(SubscriptionTier::Premium.to_string(), "Premium");
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub enum SubscriptionTier {
     /// A tenth of the usable memory, first to give back what it borrowed.
     Basic,
@@ -75,6 +76,7 @@ impl FromStr for SubscriptionTier {
 /// The tier of a client, by name: a [`SubscriptionTier`] or one that
 /// [`MemoryBuilder::tier`](crate::MemoryBuilder::tier) defined.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Tier(Arc<str>);
 
 impl Tier {
@@ -148,6 +150,11 @@ impl Limit {
 
 /// What happens to a request beyond a client's `max`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize),
+    serde(rename_all = "snake_case")
+)]
 #[non_exhaustive]
 #[repr(u8)]
 pub enum Enforcement {
@@ -176,6 +183,11 @@ impl Enforcement {
 
 /// What the reclaimer does with the physical memory of an idle block.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize),
+    serde(rename_all = "snake_case")
+)]
 #[non_exhaustive]
 pub enum ReclaimPolicy {
     /// Writes it to an unlinked temporary file and brings it back at the next

@@ -11,12 +11,17 @@ use std::time::{Duration, SystemTime};
 
 /// What a budget refused or lent, or the reclaimer took back, and when.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Event {
     /// Its number in its memory, from 0. A gap means that records were lost to
     /// newer ones.
     pub number: u64,
     /// When it happened.
+    #[cfg_attr(
+        feature = "serde",
+        serde(rename = "at_unix_ms", serialize_with = "super::serde::unix_ms")
+    )]
     pub time: SystemTime,
     /// What happened.
     pub kind: EventKind,
@@ -27,10 +32,13 @@ pub struct Event {
     /// The name of its tier.
     pub tier: Arc<str>,
     /// Bytes asked for; 0 if nobody asked.
+    #[cfg_attr(feature = "serde", serde(rename = "requested_bytes"))]
     pub requested: u64,
     /// Bytes charged to the budget that decided.
+    #[cfg_attr(feature = "serde", serde(rename = "charged_bytes"))]
     pub charged: u64,
     /// That budget's limit.
+    #[cfg_attr(feature = "serde", serde(rename = "limit_bytes"))]
     pub limit: u64,
     /// Which budget decided.
     pub node: BudgetNode,

@@ -1,6 +1,8 @@
 //! What others may see of a memory, as plain data.
 
 mod events;
+#[cfg(feature = "serde")]
+mod serde;
 mod snapshot;
 
 pub use crate::registry::events::EventKind;

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 /// One client.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct ClientSnapshot {
     /// Which client.
@@ -39,6 +40,7 @@ pub struct ClientSnapshot {
 
 /// One tier.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct TierSnapshot {
     /// Its name.
@@ -57,6 +59,7 @@ pub struct TierSnapshot {
 
 /// What the reclaimer has done since the memory was made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct ReclaimTotals {
     /// Bytes written to the spill file.
@@ -68,8 +71,22 @@ pub struct ReclaimTotals {
     /// The blocks that hold them.
     pub restored_blocks: u64,
     /// How long reading back took, all together.
+    #[cfg_attr(
+        feature = "serde",
+        serde(
+            rename = "restore_time_ns",
+            serialize_with = "crate::registry::rungs::duration_ns"
+        )
+    )]
     pub restore_time: Duration,
     /// The longest time that it took for one block.
+    #[cfg_attr(
+        feature = "serde",
+        serde(
+            rename = "longest_restore_ns",
+            serialize_with = "crate::registry::rungs::duration_ns"
+        )
+    )]
     pub longest_restore: Duration,
     /// Bytes thrown away, as their policy allows.
     pub discarded_bytes: u64,
@@ -95,6 +112,7 @@ pub struct ReclaimTotals {
 
 /// A memory at one moment.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Snapshot {
     /// The memory as a whole.

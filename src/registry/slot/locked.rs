@@ -327,6 +327,7 @@ impl Locked {
         slot.refusals.store(0, Ordering::Relaxed);
         slot.observed.store(0, Ordering::Relaxed);
         slot.ask_to_stop(false);
+        slot.stalled_ns.store(0, Ordering::Relaxed);
         let generation = match slot.generation().wrapping_add(1) {
             NO_GENERATION => NO_GENERATION + 1,
             next => next,
