@@ -7,6 +7,7 @@ mod budget;
 mod error;
 mod future;
 mod handle;
+mod last_refusal;
 mod reclaimer;
 mod safe_point;
 mod scope;

@@ -1,5 +1,7 @@
 //! Scopes: whose allocations a stretch of code makes.
 
+#[cfg(feature = "allocator-api2")]
+use super::handle::Client;
 use crate::ledger::thread::{self, Entered};
 use crate::owner::Tag;
 use crate::registry::slot::Slot;
@@ -30,6 +32,13 @@ impl Scope {
             entered: thread::enter(slot, tag, generation),
             _of_this_thread: PhantomData,
         }
+    }
+
+    /// Whether the client may be charged: it has not been removed.
+    #[cfg(feature = "allocator-api2")]
+    #[inline]
+    pub(crate) fn is_of(&self, client: &Client) -> bool {
+        thread::current_tag() == client.slot().tag()
     }
 
     fn unattributed() -> Scope {

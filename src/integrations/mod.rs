@@ -19,6 +19,8 @@
 //! charged to that client until the runtime frees it. The functions in here
 //! leave the scope where they know of such a place.
 
+#[cfg(feature = "allocator-api2")]
+pub mod allocator_api2;
 #[cfg(feature = "rayon")]
 pub mod rayon;
 #[cfg(feature = "tokio")]

@@ -64,8 +64,8 @@ enum Asks {
     Growth,
     /// A new block, for a caller that gets an error with its figures.
     Fallible,
-    /// A block that exists comes back from where it was not charged, for such
-    /// a caller.
+    /// A block that exists grows, or comes back from where it was not charged,
+    /// for such a caller.
     Return,
 }
 
@@ -97,15 +97,20 @@ pub(crate) fn charge_cold(size: u64) -> Option<Tag> {
     let slot = REGISTRY.slot(tag.index()?)?;
     let account = (account.tag() == tag).then_some(account);
     let _cold = Cold::enter(table);
-    match admit(slot, account, size, Asks::Block) {
+    let asks = match thread::is_fallible() {
+        true => Asks::Fallible,
+        false => Asks::Block,
+    };
+    match admit(slot, account, size, asks) {
         Ok(()) => Some(tag),
         // The thread is panicking, or the client was removed while its scope is
         // still open. Code that may see a null sees one; other code must not
         // die of it.
         Err(refusal)
-            if unwind::must_not_refuse() && size <= LARGEST_BYTES
-                || refusal.node == BudgetNode::Removed
-                    && slot.limits().enforcement != Enforcement::Strict =>
+            if !asks.can_fail()
+                && (unwind::must_not_refuse() && size <= LARGEST_BYTES
+                    || refusal.node == BudgetNode::Removed
+                        && slot.limits().enforcement != Enforcement::Strict) =>
         {
             charge_unattributed(size);
             Some(thread::UNATTRIBUTED)
@@ -143,7 +148,11 @@ pub(crate) fn grow_cold(slot: &'static Slot, size: u64) -> bool {
         return true;
     }
     let _cold = Cold::enter(thread::own_table());
-    match admit(slot, account, size, Asks::Growth) {
+    let asks = match thread::is_fallible() {
+        true => Asks::Return,
+        false => Asks::Growth,
+    };
+    match admit(slot, account, size, asks) {
         Ok(()) => true,
         Err(refusal) => {
             unwind::note_refusal(slot, refusal);

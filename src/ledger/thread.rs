@@ -54,6 +54,8 @@ pub(crate) struct Thread {
     /// The client of a thread that charges without an account.
     tableless: Cell<Tag>,
     attached_once: Cell<bool>,
+    /// The allocation in progress is for a caller that can fail.
+    fallible: Cell<bool>,
     /// Whether a scope too deep to be remembered was left before one inside it.
     disordered: Cell<bool>,
     scopes: [Cell<Charged>; REMEMBERED],
@@ -70,6 +72,7 @@ thread_local! {
             ended: Cell::new(0),
             tableless: Cell::new(UNATTRIBUTED),
             attached_once: Cell::new(false),
+            fallible: Cell::new(false),
             disordered: Cell::new(false),
             scopes: [const { Cell::new(Charged::ENDED) }; REMEMBERED],
             nobody: Account::nobody(),
@@ -138,6 +141,23 @@ pub(crate) fn current_tag() -> Tag {
         return tag;
     }
     this().tableless.get()
+}
+
+/// Makes one call of the global allocator whose refusal the caller can take:
+/// nothing is lent to it. The call does not unwind, as `GlobalAlloc` demands.
+#[cfg(feature = "allocator-api2")]
+#[inline]
+pub(crate) fn fallibly<R>(call: impl FnOnce() -> R) -> R {
+    let thread = this();
+    thread.fallible.set(true);
+    let answer = call();
+    thread.fallible.set(false);
+    answer
+}
+
+/// Whether a call made with [`fallibly`] is under way.
+pub(crate) fn is_fallible() -> bool {
+    this().fallible.get()
 }
 
 #[inline(always)]
