@@ -445,7 +445,9 @@ fn try_admit(
     let mut left = if credit >= size {
         credit - size
     } else {
-        locked.charge(size - credit, may_keep, reach)?
+        let rest = size - credit;
+        let charged = locked.charge(rest, may_keep, reach);
+        charged.map_err(|refusal| refusal.of_request(size, credit))?
     };
     if !may_keep {
         locked.refund(left);

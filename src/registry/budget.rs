@@ -88,6 +88,19 @@ pub(crate) struct Refusal {
     pub(crate) limit: u64,
 }
 
+impl Refusal {
+    /// The refusal as the caller is to see it, whose request of `size` bytes
+    /// was to use up a credit first that the client is charged already.
+    pub(crate) fn of_request(self, size: u64, credit: u64) -> Refusal {
+        let own = matches!(self.node, BudgetNode::Client | BudgetNode::Request);
+        Refusal {
+            requested: size,
+            charged: self.charged.saturating_sub(if own { credit } else { 0 }),
+            ..self
+        }
+    }
+}
+
 /// How far a charge may reach.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Reach {
