@@ -21,6 +21,8 @@
 
 #[cfg(feature = "allocator-api2")]
 pub mod allocator_api2;
+#[cfg(feature = "metrics")]
+pub mod metrics;
 #[cfg(feature = "rayon")]
 pub mod rayon;
 #[cfg(feature = "tokio")]
