@@ -160,6 +160,12 @@ impl Client {
         self.slot.is_active(self.generation)
     }
 
+    /// Whether scopes of the client may be entered: it was not removed.
+    #[cfg(any(feature = "allocator-api2", feature = "tracing-subscriber"))]
+    pub(crate) fn may_be_entered(&self) -> bool {
+        self.slot.may_be_entered(self.generation) && self.slot.client().state() == State::Active
+    }
+
     /// Runs `read` under the slot's lock, if the slot is still this client's.
     /// Nothing may be allocated in there: the allocator may need the lock.
     pub(crate) fn locked<T>(&self, read: impl FnOnce(&mut Locked) -> T) -> Option<T> {

@@ -18,4 +18,6 @@ pub use future::{AttributedTo, InClient, InClientExt};
 pub use handle::{Client, ClientId, ClientUsage};
 pub use scope::{Scope, untracked};
 
+#[cfg(feature = "tracing-subscriber")]
+pub(crate) use handle::Hold;
 pub(crate) use handle::{guarantee_does_not_fit, quota_exceeded, usage};

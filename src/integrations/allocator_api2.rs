@@ -51,7 +51,6 @@
 
 use crate::client::Client;
 use crate::ledger::thread;
-use crate::registry::slot::State;
 use ::allocator_api2::alloc::{AllocError, Allocator};
 use core::alloc::Layout;
 use core::ptr::{self, NonNull};
@@ -79,13 +78,6 @@ impl Client {
         let answer = scope.is_of(self).then(|| thread::fallibly(call));
         drop(scope);
         answer
-    }
-
-    /// Whether blocks of the client may grow. A removal meanwhile changes
-    /// nothing but the moment: the limits bind in any case.
-    fn may_grow(&self) -> bool {
-        let slot = self.slot();
-        slot.may_be_entered(self.id().generation()) && slot.client().state() == State::Active
     }
 
     fn allocate_with(
@@ -160,7 +152,7 @@ unsafe impl Allocator for Client {
             // SAFETY: the caller's contract.
             return unsafe { self.replace(start, old, new) };
         }
-        if !self.may_grow() {
+        if !self.may_be_entered() {
             return Err(AllocError);
         }
         // SAFETY: a block of the global allocator with this layout; the new

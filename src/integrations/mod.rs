@@ -29,3 +29,5 @@ pub mod rayon;
 pub mod tokio;
 #[cfg(feature = "tracing")]
 pub mod tracing;
+#[cfg(feature = "tracing-subscriber")]
+pub mod tracing_subscriber;
