@@ -58,7 +58,7 @@
 //! | stop a client that is over its quota | [`Client::checkpoint`], [`OverQuota`], [`QuotaExceeded`] |
 //! | pass memory from one client to another | [`Client::adopt`], [`MemoryBlock::charge_to`] |
 //! | have large buffers that may be taken while idle | [`Memory::allocate_for_client`], [`MemoryBlock`], [`ReclaimPolicy`] |
-//! | know who has what, and what happened | [`Client::usage`], [`Memory::snapshot`], [`Memory::events`] |
+//! | know who has what, and what happened | [`Client::usage`], [`Memory::snapshot`], [`Memory::events`], [`Client::last_refusal`] |
 //! | size a memory by its container, hear when memory is short | [`Memory::from_cgroup`], [`pressure`], [`purge`] |
 //! | drive time in tests | [`clock`], [`Memory::tick`] |
 //!
@@ -71,6 +71,10 @@
 //! - `jemalloc`: `TieredAllocator::jemalloc()`; needs a C compiler, make and sh.
 //! - `unwind`: on nightly Rust, a refused allocation in code that cannot fail
 //!   unwinds to [`Client::run`] instead of aborting the process.
+//! - `tokio`, `rayon`, `tracing`, `tracing-subscriber`, `metrics`,
+//!   `allocator-api2`: see [`integrations`].
+//! - `serde`: `Serialize` for [`Snapshot`], [`Event`], [`QuotaExceeded`] and what
+//!   they are made of; see [`Snapshot`] for the names.
 //!
 //! None is on by default.
 

@@ -5,7 +5,8 @@ use crate::registry::policies::ConfigError;
 use core::fmt;
 use std::sync::Arc;
 
-/// A request did not fit, and which budget said so.
+/// A request did not fit, and which budget said so. With the feature `serde`
+/// its figures are serialised as an [`Event`](crate::Event)'s are.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error(
     "client `{client}` ({tier}) {}: {charged} of {limit} bytes are charged to {}; free \

@@ -10,9 +10,12 @@
 //! | a thread | [`Client::spawn`](crate::Client::spawn) | none |
 //! | a tokio task, tokio's blocking pool | `tokio::spawn`, `tokio::spawn_blocking` | `tokio` |
 //! | a rayon pool, a parallel iterator | `rayon::install`, `in_client` | `rayon` |
+//! | what a span does, instrumented futures included | `tracing_subscriber::ClientLayer` | `tracing-subscriber` |
+//! | a map, a vector, a box | `allocator_api2`: a client is an allocator | `allocator-api2` |
 //!
 //! With the feature `tracing`, the events of a memory reach whoever listens
-//! to `tracing`.
+//! to `tracing`; with `metrics`, its figures reach Prometheus, OpenTelemetry or
+//! another recorder.
 //!
 //! What a runtime keeps for itself and happens to allocate while it works for
 //! a client (a queue that grows, a thread's first use of a structure) is

@@ -10,6 +10,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 /// What a budget refused or lent, or the reclaimer took back, and when.
+///
+/// With the feature `serde` it is serialised as a [`Snapshot`](crate::Snapshot)
+/// is, but that figures are named with their unit: `at_unix_ms`,
+/// `requested_bytes`, `charged_bytes`, `limit_bytes`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]

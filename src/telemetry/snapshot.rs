@@ -111,6 +111,11 @@ pub struct ReclaimTotals {
 }
 
 /// A memory at one moment.
+///
+/// With the feature `serde` it is serialised under the names of its fields,
+/// which end in their unit and stay as they are; new ones may be added. Ids are
+/// strings, `"index.generation"`, enumerations are in snake case, tiers go by
+/// their names, what does not exist is null.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]

@@ -46,12 +46,15 @@ const fn counter(name: &'static str, unit: Unit, help: &'static str) -> Family {
     }
 }
 
-pub(super) type Column<T> = (Family, fn(&T) -> u64);
+/// Where the value is in a `T`.
+pub(super) type Figure<T> = fn(&T) -> u64;
+/// Where the value is in a `T` that is part of a `W`.
+pub(super) type FigureIn<T, W> = fn(&T, &W) -> u64;
 
 const NS_PER_S: u64 = 1_000_000_000;
 
 /// Labels `client`, `tier`.
-pub(super) const CLIENT_GAUGES: &[(Family, fn(&ClientSnapshot, &MemoryUsage) -> u64)] = &[
+pub(super) const CLIENT_GAUGES: &[(Family, FigureIn<ClientSnapshot, MemoryUsage>)] = &[
     (
         bytes(
             "tiered_allocator_client_live_bytes",
@@ -128,7 +131,7 @@ pub(super) const CLIENT_GAUGES: &[(Family, fn(&ClientSnapshot, &MemoryUsage) -> 
 pub(super) const COUNTERS: usize = 5;
 
 /// Labels `client`, `tier`. Each only grows while its client lives.
-pub(super) const CLIENT_COUNTERS: [Column<ClientUsage>; COUNTERS] = [
+pub(super) const CLIENT_COUNTERS: [(Family, Figure<ClientUsage>); COUNTERS] = [
     (
         counter(
             "tiered_allocator_client_allocated_bytes_total",
@@ -172,7 +175,7 @@ pub(super) const CLIENT_COUNTERS: [Column<ClientUsage>; COUNTERS] = [
 ];
 
 /// Label `tier`.
-pub(super) const TIER_GAUGES: &[(Family, fn(&TierSnapshot, &Snapshot) -> u64)] = &[
+pub(super) const TIER_GAUGES: &[(Family, FigureIn<TierSnapshot, Snapshot>)] = &[
     (
         bytes(
             "tiered_allocator_tier_charged_bytes",
@@ -193,7 +196,7 @@ pub(super) const TIER_GAUGES: &[(Family, fn(&TierSnapshot, &Snapshot) -> u64)] =
     ),
 ];
 
-pub(super) const MEMORY_GAUGES: &[Column<Snapshot>] = &[
+pub(super) const MEMORY_GAUGES: &[(Family, Figure<Snapshot>)] = &[
     (
         bytes(
             "tiered_allocator_memory_total_bytes",
@@ -258,7 +261,7 @@ pub(super) const RESIDENT_SET: Family = bytes(
     "The process' resident set.",
 );
 
-pub(super) const RECLAIM_COUNTERS: &[Column<ReclaimTotals>] = &[
+pub(super) const RECLAIM_COUNTERS: &[(Family, Figure<ReclaimTotals>)] = &[
     (
         counter(
             "tiered_allocator_restored_bytes_total",
@@ -293,19 +296,18 @@ pub(super) const RECLAIMED: Family = counter(
 );
 
 /// The values of the label `rung`.
-pub(super) const RUNGS: &[(&str, fn(&ReclaimTotals) -> u64)] = &[
+pub(super) const RUNGS: &[(&str, Figure<ReclaimTotals>)] = &[
     ("spill", |totals| totals.spilled_bytes),
     ("discard", |totals| totals.discarded_bytes),
 ];
 
 pub(super) fn all() -> impl Iterator<Item = Family> {
-    fn families<T>(columns: &[Column<T>]) -> impl Iterator<Item = Family> {
+    fn families<F>(columns: &[(Family, F)]) -> impl Iterator<Item = Family> {
         columns.iter().map(|(family, _)| *family)
     }
-    let gauges = CLIENT_GAUGES.iter().map(|(family, _)| *family);
-    gauges
+    families(CLIENT_GAUGES)
         .chain(families(&CLIENT_COUNTERS))
-        .chain(TIER_GAUGES.iter().map(|(family, _)| *family))
+        .chain(families(TIER_GAUGES))
         .chain(families(MEMORY_GAUGES))
         .chain(families(RECLAIM_COUNTERS))
         .chain([RESIDENT_SET, RECLAIMED])
