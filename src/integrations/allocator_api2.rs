@@ -1,7 +1,7 @@
 //! allocator-api2: collections that belong to a client and can fail.
 //!
 //! With the feature `allocator-api2` a [`Client`] is an
-//! [`Allocator`](::allocator_api2::alloc::Allocator): hashbrown's maps and
+//! [`Allocator`]: hashbrown's maps and
 //! allocator-api2's `Vec` and `Box` take it, and so do other crates that
 //! allow allocators on stable Rust.
 //!
@@ -18,7 +18,7 @@
 //!     let client = memory.register("acme", options)?;
 //!
 //!     let mut rows: Vec<u8, _> = Vec::new_in(client.clone());
-//!     rows.try_reserve_exact(600)?;
+//!     assert!(rows.try_reserve_exact(600).is_ok());
 //!     assert_eq!(client.usage().live_bytes, 600); // no scope is entered
 //!
 //!     assert!(rows.try_reserve_exact(1001).is_err());
