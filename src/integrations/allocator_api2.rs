@@ -38,6 +38,9 @@
 //!   say, end the process then; use `try_reserve` first, or, with the feature
 //!   `unwind`, a [`run`](Client::run) of the same client. [`Client::last_refusal`]
 //!   has the figures.
+//! - **No waiting**: unlike `allocate_for_client`, a collection never waits for
+//!   the reclaimer; a client of a higher tier is lent what lower ones have
+//!   borrowed, as ordinary code is.
 //! - **Who gets it back**: the client, whoever drops the collection, wherever.
 //! - **A removed client** is refused new blocks and growth; shrinking and
 //!   dropping go on.

@@ -116,10 +116,18 @@ pub(crate) fn charge_cold(size: u64) -> Option<Tag> {
             Some(thread::UNATTRIBUTED)
         }
         Err(refusal) => {
-            unwind::note_refusal(slot, refusal);
+            note_refusal(slot, refusal, asks);
             None
         }
     }
+}
+
+/// The allocator is about to answer null.
+fn note_refusal(slot: &'static Slot, refusal: Refusal, asks: Asks) {
+    if asks.can_fail() {
+        count_refusal(slot, refusal);
+    }
+    unwind::note_refusal(slot, refusal);
 }
 
 fn charge_unattributed(size: u64) {
@@ -155,7 +163,7 @@ pub(crate) fn grow_cold(slot: &'static Slot, size: u64) -> bool {
     match admit(slot, account, size, asks) {
         Ok(()) => true,
         Err(refusal) => {
-            unwind::note_refusal(slot, refusal);
+            note_refusal(slot, refusal, asks);
             false
         }
     }
