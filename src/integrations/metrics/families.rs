@@ -3,6 +3,7 @@
 
 use crate::client::ClientUsage;
 use crate::memory::MemoryUsage;
+use crate::registry::rungs::RungTotals;
 use crate::telemetry::{ClientSnapshot, ReclaimTotals, Snapshot, TierSnapshot};
 use ::metrics::Unit;
 
@@ -191,8 +192,43 @@ pub(super) const TIER_GAUGES: &[(Family, FigureIn<TierSnapshot, Snapshot>)] = &[
         |tier, snapshot| tier.limit_bytes.unwrap_or(snapshot.memory.usable_bytes),
     ),
     (
+        bytes(
+            "tiered_allocator_tier_borrowed_bytes",
+            "Of the charged bytes, what is beyond the clients' guarantees.",
+        ),
+        |tier, _| tier.borrowed_bytes,
+    ),
+    (
         count("tiered_allocator_tier_clients", "Registered clients."),
         |tier, _| tier.clients as u64,
+    ),
+];
+
+/// Label `tier`.
+pub(super) const TIER_COUNTERS: &[(Family, Figure<TierSnapshot>)] = &[
+    (
+        counter(
+            "tiered_allocator_tier_shortages_total",
+            Unit::Count,
+            "Times that the tier's clients were short of what lower tiers had borrowed.",
+        ),
+        |tier| tier.relief.shortages,
+    ),
+    (
+        counter(
+            "tiered_allocator_tier_reliefs_total",
+            Unit::Count,
+            "Times that such a shortage was made up for.",
+        ),
+        |tier| tier.relief.reliefs,
+    ),
+    (
+        counter(
+            "tiered_allocator_tier_shortage_seconds_total",
+            Unit::Seconds,
+            "Full seconds from the beginnings of such shortages to their ends.",
+        ),
+        |tier| tier.relief.total.as_secs(),
     ),
 ];
 
@@ -240,6 +276,13 @@ pub(super) const MEMORY_GAUGES: &[(Family, Figure<Snapshot>)] = &[
         |snapshot| snapshot.retired.len() as u64,
     ),
     (
+        count(
+            "tiered_allocator_memory_under_pressure",
+            "1 while a source reports pressure or a client is short, else 0.",
+        ),
+        |snapshot| u64::from(snapshot.reclaim.under_pressure),
+    ),
+    (
         bytes(
             "tiered_allocator_unattributed_bytes",
             "Live heap bytes of the process that belong to no client of any memory.",
@@ -261,7 +304,29 @@ pub(super) const RESIDENT_SET: Family = bytes(
     "The process' resident set.",
 );
 
+/// Only where the system tells it.
+pub(super) const UNATTRIBUTED_RESIDENT: Family = bytes(
+    "tiered_allocator_unattributed_resident_bytes",
+    "Of the resident set, what is neither a client's nor in the unattributed bytes.",
+);
+
 pub(super) const RECLAIM_COUNTERS: &[(Family, Figure<ReclaimTotals>)] = &[
+    (
+        counter(
+            "tiered_allocator_spilled_bytes_total",
+            Unit::Bytes,
+            "Bytes of idle blocks written to the spill file.",
+        ),
+        |totals| totals.spilled_bytes,
+    ),
+    (
+        counter(
+            "tiered_allocator_discarded_bytes_total",
+            Unit::Bytes,
+            "Bytes of idle blocks thrown away, as their policy allows.",
+        ),
+        |totals| totals.discarded_bytes,
+    ),
     (
         counter(
             "tiered_allocator_restored_bytes_total",
@@ -282,23 +347,70 @@ pub(super) const RECLAIM_COUNTERS: &[(Family, Figure<ReclaimTotals>)] = &[
         counter(
             "tiered_allocator_reclaim_passes_total",
             Unit::Count,
-            "Passes over the idle blocks.",
+            "Passes over the idle blocks whose time had come.",
         ),
         |totals| totals.passes,
     ),
+    (
+        counter(
+            "tiered_allocator_restore_seconds_total",
+            Unit::Seconds,
+            "Full seconds that reading spilled blocks back took.",
+        ),
+        |totals| totals.restore_time.as_secs(),
+    ),
+    (
+        counter(
+            "tiered_allocator_stopped_clients_total",
+            Unit::Count,
+            "Clients that were asked to stop their work.",
+        ),
+        |totals| totals.stopped_clients,
+    ),
+    (
+        counter(
+            "tiered_allocator_panicked_reclaimers_total",
+            Unit::Count,
+            "Clients' reclaimers that panicked and are not asked any more.",
+        ),
+        |totals| totals.panicked_reclaimers,
+    ),
+    (
+        counter(
+            "tiered_allocator_late_reclaimers_total",
+            Unit::Count,
+            "Calls of clients' reclaimers that did not end in time.",
+        ),
+        |totals| totals.late_reclaimers,
+    ),
+    (
+        counter(
+            "tiered_allocator_failed_sources_total",
+            Unit::Count,
+            "Times that a pressure source could not tell.",
+        ),
+        |totals| totals.failed_sources,
+    ),
 ];
 
-/// Label `rung`.
-pub(super) const RECLAIMED: Family = counter(
-    "tiered_allocator_reclaimed_bytes_total",
-    Unit::Bytes,
-    "Bytes that the reclaimer has taken, by rung of its ladder.",
-);
-
-/// The values of the label `rung`.
-pub(super) const RUNGS: &[(&str, Figure<ReclaimTotals>)] = &[
-    ("spill", |totals| totals.spilled_bytes),
-    ("discard", |totals| totals.discarded_bytes),
+/// Label `rung`: [`Rung::name`](crate::Rung::name).
+pub(super) const RUNG_COUNTERS: &[(Family, Figure<RungTotals>)] = &[
+    (
+        counter(
+            "tiered_allocator_reclaimed_bytes_total",
+            Unit::Bytes,
+            "Bytes gained under pressure, by rung of the reclaim ladder.",
+        ),
+        |rung| rung.reclaimed_bytes,
+    ),
+    (
+        counter(
+            "tiered_allocator_rung_climbs_total",
+            Unit::Count,
+            "How often a rung of the reclaim ladder was climbed.",
+        ),
+        |rung| rung.climbed,
+    ),
 ];
 
 pub(super) fn all() -> impl Iterator<Item = Family> {
@@ -309,6 +421,8 @@ pub(super) fn all() -> impl Iterator<Item = Family> {
         .chain(families(&CLIENT_COUNTERS))
         .chain(families(TIER_GAUGES))
         .chain(families(MEMORY_GAUGES))
+        .chain(families(TIER_COUNTERS))
         .chain(families(RECLAIM_COUNTERS))
-        .chain([RESIDENT_SET, RECLAIMED])
+        .chain(families(RUNG_COUNTERS))
+        .chain([RESIDENT_SET, UNATTRIBUTED_RESIDENT])
 }

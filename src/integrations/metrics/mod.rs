@@ -8,11 +8,11 @@
 //! | names | labels |
 //! |---|---|
 //! | `tiered_allocator_client_*`: `live_bytes`, `charged_bytes`, `used_bytes`, `block_bytes`, `peak_bytes`, `limit_bytes`, `soft_limit_bytes`, `guarantee_bytes`, `overdrawn_bytes`, `live_allocations`; counters `allocated_bytes_total`, `allocations_total`, `refusals_total`, `observed_breaches_total`, `stall_seconds_total` | `client`, `tier` |
-//! | `tiered_allocator_tier_*`: `charged_bytes`, `limit_bytes`, `clients` | `tier` |
-//! | `tiered_allocator_memory_*`: `total_bytes`, `usable_bytes`, `charged_bytes`, `overdrawn_bytes`, `spilled_bytes`, `retired_clients` | |
-//! | `tiered_allocator_*`: `unattributed_bytes`, `unattributed_allocations`, `resident_set_bytes` | |
-//! | counter `tiered_allocator_reclaimed_bytes_total` | `rung`: `spill`, `discard` |
-//! | counters `tiered_allocator_*`: `restored_bytes_total`, `reclaim_failed_blocks_total`, `reclaim_passes_total` | |
+//! | `tiered_allocator_tier_*`: `charged_bytes`, `limit_bytes`, `borrowed_bytes`, `clients`; counters `shortages_total`, `reliefs_total`, `shortage_seconds_total` | `tier` |
+//! | `tiered_allocator_memory_*`: `total_bytes`, `usable_bytes`, `charged_bytes`, `overdrawn_bytes`, `spilled_bytes`, `retired_clients`, `under_pressure` | |
+//! | `tiered_allocator_*`: `unattributed_bytes`, `unattributed_allocations`, `resident_set_bytes`, `unattributed_resident_bytes` | |
+//! | counters `tiered_allocator_*`: `reclaimed_bytes_total`, `rung_climbs_total` | `rung`, see [`Rung::name`](crate::Rung::name) |
+//! | counters `tiered_allocator_*`: `spilled_bytes_total`, `discarded_bytes_total`, `restored_bytes_total`, `restore_seconds_total`, `reclaim_failed_blocks_total`, `reclaim_passes_total`, `stopped_clients_total`, `panicked_reclaimers_total`, `late_reclaimers_total`, `failed_sources_total` | |
 //!
 //! # How many series
 //!
@@ -50,8 +50,8 @@ use crate::telemetry::{ClientSnapshot, Snapshot};
 use ::metrics::{Key, KeyName, Label, Level, Metadata, Recorder, SharedString, with_recorder};
 use core::cmp::Reverse;
 use families::{
-    CLIENT_COUNTERS, CLIENT_GAUGES, COUNTERS, Kind, MEMORY_GAUGES, RECLAIM_COUNTERS, RECLAIMED,
-    RESIDENT_SET, RUNGS, TIER_GAUGES,
+    CLIENT_COUNTERS, CLIENT_GAUGES, COUNTERS, Kind, MEMORY_GAUGES, RECLAIM_COUNTERS, RESIDENT_SET,
+    RUNG_COUNTERS, TIER_COUNTERS, TIER_GAUGES, UNATTRIBUTED_RESIDENT,
 };
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -247,19 +247,29 @@ impl MetricsExporter {
             for (family, figure) in TIER_GAUGES {
                 self.set(recorder, family.name, &labels, figure(tier, snapshot));
             }
+            for (family, figure) in TIER_COUNTERS {
+                self.raise(recorder, family.name, &labels, figure(tier));
+            }
         }
         for (family, figure) in MEMORY_GAUGES {
             self.set(recorder, family.name, &[], figure(snapshot));
         }
-        if let Some(bytes) = snapshot.resident_set_bytes {
-            self.set(recorder, RESIDENT_SET.name, &[], bytes);
+        for (family, told) in [
+            (RESIDENT_SET, snapshot.resident_set_bytes),
+            (UNATTRIBUTED_RESIDENT, snapshot.unattributed_resident_bytes),
+        ] {
+            if let Some(bytes) = told {
+                self.set(recorder, family.name, &[], bytes);
+            }
         }
         for (family, figure) in RECLAIM_COUNTERS {
             self.raise(recorder, family.name, &[], figure(&snapshot.reclaim));
         }
-        for (rung, figure) in RUNGS {
-            let labels = [Label::from_static_parts("rung", rung)];
-            self.raise(recorder, RECLAIMED.name, &labels, figure(&snapshot.reclaim));
+        for totals in &snapshot.reclaim.rungs {
+            let labels = [Label::from_static_parts("rung", totals.rung.name())];
+            for (family, figure) in RUNG_COUNTERS {
+                self.raise(recorder, family.name, &labels, figure(totals));
+            }
         }
     }
 
