@@ -166,7 +166,7 @@ impl Tenant {
     /// A piece of work that leaves something behind, in memory, in the cache or
     /// in a block; unless it is stopped.
     fn grow(&mut self) {
-        let size = 16 * 1024 << self.random.below(3);
+        let size = (16 * 1024) << self.random.below(3);
         let goes_to = self.random.below(8);
         if goes_to == 7 {
             self.allocate_block(4 * size);

@@ -64,7 +64,7 @@ impl Short {
         (bytes > 0).then(|| (bytes, self.refused_client.load(Ordering::Relaxed)))
     }
 
-    /// The slots noted. They stay until [`Short::clear`].
+    /// The slots noted. They stay until they are removed.
     pub(crate) fn clients(&self) -> impl Iterator<Item = u32> {
         self.clients
             .iter()
@@ -72,7 +72,7 @@ impl Short {
             .filter(|&index| index != 0)
     }
 
-    /// Nobody is short any more: `index` is not, for one.
+    /// This client is not short any more.
     pub(crate) fn remove(&self, index: u32) {
         let place = &self.clients[index as usize % PLACES];
         let _ = place.compare_exchange(index, 0, Ordering::Relaxed, Ordering::Relaxed);
