@@ -246,3 +246,56 @@
 //! Pages come from the system, not from the global allocator, so that they can
 //! be given back alone. Whether the bytes are there and whether a pin lives is
 //! decided under one lock: a pinned block is never touched.
+//!
+//! A block counts as spilled when the system says that its bytes are on the
+//! disk (`fdatasync`). Until then they are in memory, so a full disk, an I/O
+//! error and a full spill area cost nothing but an event
+//! ([`SpillFailed`](crate::EventKind::SpillFailed)).
+//!
+//! # When memory is short
+//!
+//! An allocation never waits, so nothing can be taken from anybody for it in
+//! time. What it can be is lent:
+//!
+//! ```text
+//!  Enterprise, within its max           usable part is full
+//!        |  charge                      of what Basic has borrowed
+//!        v                                       |
+//!  root says no --- take back unused credit --- root says no
+//!        |
+//!        +--> lent from the headroom at once (`Reach::Ahead`), if lower tiers
+//!        |    have borrowed that much and not yet been asked for it
+//!        +--> noted in `Short`, and the reclaimer is unparked: no lock, no wait
+//!                                                |
+//!   reclaimer: takes it back from lower tiers, then moves the loan from the
+//!   headroom to the usable part (`cover_overdraft`). Until that is done, what
+//!   lower tiers free goes nowhere else, and they keep no credit.
+//! ```
+//!
+//! So the headroom is what a higher tier lives on between its request and the
+//! reclaimer's answer. A client that is lent to in this way is not over its
+//! quota; once half of the headroom is used its safe points wait, longer and
+//! longer, and calls that can fail wait for [`MemoryBuilder::patience`].
+//!
+//! [`MemoryBuilder::patience`]: crate::MemoryBuilder::patience
+//!
+//! Three causes make the reclaimer climb its ladder: such a shortage; the
+//! ledger above its high watermark; a source that says that the system is short
+//! ([`pressure`](crate::pressure)). The rungs, each only if those before were
+//! not enough, each with its deadline ([`Ladder`](crate::Ladder)):
+//!
+//! 1. Idle blocks. The more urgent, the less idle they must have been.
+//! 2. Caches of clients above their soft limit.
+//! 3. Caches of borrowers.
+//! 4. The inner allocator's free pages ([`Purge`](crate::purge::Purge)).
+//! 5. For a shortage, or at the system's limit: the worst borrower is asked to
+//!    stop, which it does at its next safe point. If it has given nothing back
+//!    by its deadline it may go on, and the next one is asked. When the pressure
+//!    is over everybody goes on.
+//!
+//! Who gives way is chosen by pure functions (`reclaim/ladder.rs`): the lowest
+//! precedence first, then the greatest share of what a client may borrow; never
+//! below a guarantee; for a shortage only tiers below the one that is short; and
+//! nobody for a request that could not be met even so. What a callback says it
+//! freed is not believed: the ledger is read before and after. Callbacks run on
+//! a thread apart, which is left behind when one hangs.

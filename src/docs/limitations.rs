@@ -58,8 +58,16 @@
 //! - **Close to a limit charges are slower.** The batches shrink to nothing
 //!   there, and each charge takes the client's lock.
 //! - **The soft limit** is looked at by safe points alone, and helps only where
-//!   blocks of the client are idle and its tier does not keep them. It waits
-//!   100 ms at most, and not at all without a reclaimer thread.
+//!   blocks of the client are idle and its tier does not keep them, or where it
+//!   offers a cache. It waits 100 ms at most, and not at all without a reclaimer
+//!   thread.
+//! - **A higher tier is served from the headroom** until lower tiers have given
+//!   back. What lower tiers overdraw is not there for it: where they run code
+//!   that cannot fail and does not stop, bound them with `TierPolicy::overdraft`.
+//!   Tiers of the same precedence have no claim on each other.
+//! - **The last rung stops work, it frees nothing.** A client without safe
+//!   points, or one that keeps what it holds, gives nothing back; the next one is
+//!   asked instead.
 //! - **A limit lowered below what is charged** takes nothing back. New charges
 //!   are refused until enough was freed.
 //! - **The limits of all clients may add up to more than there is.** Only
@@ -71,7 +79,9 @@
 //!   request budgets, safe points of clients within their quota and
 //!   [`Client::adopt`](crate::Client::adopt) take nothing from it.
 //! - **Heap memory is never taken from its owner.** Only blocks are, if they
-//!   have at least a page, no pin, and were idle for long enough.
+//!   have at least a page, no pin, and were idle for long enough. Caches give
+//!   what their callbacks free.
+//! - **The last rung looks at every client** once, on the reclaimer's thread.
 //!
 //! # Figures
 //!
