@@ -112,7 +112,9 @@ fn setup() -> Setup {
         .unwrap();
     let client = memory.register("a", Basic).unwrap();
     let block = || Bytes::of(&client, 64 * 1024).unwrap();
-    let cache = Arc::new(Mutex::new((0..40 * 16).map(|_| block()).collect::<Vec<_>>()));
+    let cache = Arc::new(Mutex::new(
+        (0..40 * 16).map(|_| block()).collect::<Vec<_>>(),
+    ));
     let own = Arc::clone(&cache);
     client
         .register_reclaimer(move |request| {
@@ -280,5 +282,8 @@ fn a_purge_that_fails_or_panics_is_no_gain_and_no_harm() {
         memory.tick();
         assert_eq!(calls.load(Ordering::SeqCst), round);
     }
-    assert_eq!(memory.snapshot().reclaim.rungs[Rung::Purge as usize].climbed, 0);
+    assert_eq!(
+        memory.snapshot().reclaim.rungs[Rung::Purge as usize].climbed,
+        0
+    );
 }
