@@ -39,7 +39,7 @@ mod a_scope_on_another_thread {}
 /// A task that keeps a scope over an `await` would take it to another thread,
 /// and charge what others do on this one meanwhile:
 ///
-/// ```compile_fail,E0277
+/// ```compile_fail
 /// # use tiered_allocator::{Memory, SubscriptionTier::Basic};
 /// # let memory = Memory::new(1 << 30);
 /// # let client = memory.register("c", Basic).unwrap();
