@@ -155,7 +155,7 @@ pub(crate) fn fallibly<R>(call: impl FnOnce() -> R) -> R {
     answer
 }
 
-/// Whether a call made with [`fallibly`] is under way.
+/// Whether a call made with `fallibly` is under way.
 pub(crate) fn is_fallible() -> bool {
     this().fallible.get()
 }
