@@ -20,4 +20,7 @@ pub use scope::{Scope, untracked};
 
 #[cfg(feature = "tracing-subscriber")]
 pub(crate) use handle::Hold;
+#[cfg(feature = "tower")]
+pub(crate) use safe_point::SafePoint;
+
 pub(crate) use handle::{guarantee_does_not_fit, quota_exceeded, usage};

@@ -12,6 +12,7 @@
 //! | a rayon pool, a parallel iterator | `rayon::install`, `in_client` | `rayon` |
 //! | what a span does, instrumented futures included | `tracing_subscriber::ClientLayer` | `tracing-subscriber` |
 //! | a map, a vector, a box | `allocator_api2`: a client is an allocator | `allocator-api2` |
+//! | an HTTP request: handler, body, answer | `tower::TenantLayer` | `tower` |
 //!
 //! With the feature `tracing`, the events of a memory reach whoever listens
 //! to `tracing`; with `metrics`, its figures reach Prometheus, OpenTelemetry or
@@ -30,6 +31,8 @@ pub mod metrics;
 pub mod rayon;
 #[cfg(feature = "tokio")]
 pub mod tokio;
+#[cfg(feature = "tower")]
+pub mod tower;
 #[cfg(feature = "tracing")]
 pub mod tracing;
 #[cfg(feature = "tracing-subscriber")]
