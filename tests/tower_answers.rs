@@ -11,12 +11,16 @@ use bytes::Bytes;
 use http::{ask, by_header, client, connect, live, made, memory, request, send, serve};
 use http_body_util::{BodyExt, Full};
 use serial_test::serial;
+use std::convert::Infallible;
+use std::future::{Ready, ready};
 use std::sync::{Arc, Mutex};
-use std::task::{Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
-use tiered_allocator::integrations::tower::{Fallback, Refused, TenantLayer};
+use tiered_allocator::integrations::tower::{Fallback, Refused, RequestBody, TenantLayer};
 use tiered_allocator::{Client, ClientOptions, Limit, Memory, SubscriptionTier, TieredAllocator};
 use tokio::sync::mpsc;
+use tower_layer::Layer;
+use tower_service::Service;
 
 #[global_allocator]
 static HEAP: TieredAllocator = TieredAllocator::system();
@@ -189,18 +193,42 @@ fn a_tenant_that_is_stopped_while_it_waits_is_told_so() {
 
 #[test]
 #[serial]
-fn a_tenant_that_is_over_its_quota_already_is_not_served() {
+fn a_service_that_works_at_once_is_not_called_for_a_tenant_over_its_quota() {
+    struct Called(usize);
+
+    impl Service<::http::Request<RequestBody<Full<Bytes>>>> for Called {
+        type Response = Response<Full<Bytes>>;
+        type Error = Infallible;
+        type Future = Ready<Result<Self::Response, Infallible>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, _: ::http::Request<RequestBody<Full<Bytes>>>) -> Self::Future {
+            self.0 += 1;
+            ready(Ok(Response::new(Full::from(format!("{}", self.0)))))
+        }
+    }
+
     let memory = memory();
     let tenant = small(&memory, "small", 100 * KIB);
-    let hoard = tenant.run(|| vec![0_u8; 150 * KIB as usize]);
-    let router = Router::new()
-        .route("/take", post(async || -> () { panic!("it is not called") }))
-        .layer(by_header(&memory));
-    serve(router, async |at| {
-        let answer = send(&mut connect(at).await, ask("small", "/take")).await;
-        assert_eq!(answer.status(), StatusCode::TOO_MANY_REQUESTS);
+    let mut service = by_header(&memory).layer(Called(0));
+    let mut status = async || {
+        let answer = service.call(ask("small", "/")).await.unwrap();
+        let status = answer.status().as_u16();
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        (status, body)
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = { runtime }.build().unwrap();
+    runtime.block_on(async {
+        assert_eq!(status().await, (200, "1".into()));
+        let hoard = tenant.run(|| vec![0_u8; 150 * KIB as usize]);
+        assert_eq!(status().await.0, 429);
+        drop(hoard);
+        assert_eq!(status().await, (200, "2".into()));
     });
-    drop(hoard);
     assert_eq!(live(&tenant), 0);
 }
 
@@ -325,7 +353,7 @@ fn a_budget_binds_the_streamed_response_and_ends_with_it() {
         made(move |context| {
             assert!(budget.is_active());
             assert_eq!(Client::current().as_ref(), Some(&budget));
-            if !kept.is_empty() && ready!(reads.poll_recv(context)).is_none() {
+            if !kept.is_empty() && std::task::ready!(reads.poll_recv(context)).is_none() {
                 return Poll::Ready(None);
             }
             kept.push(vec![b'y'; 10 * KIB as usize]);
