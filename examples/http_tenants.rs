@@ -89,7 +89,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
     }
     for client in memory.snapshot().clients {
         let usage = client.usage;
-        println!("{}: {} bytes now, {} at most", client.name, usage.live_bytes, usage.peak_bytes);
+        println!(
+            "{}: {} bytes now, {} at most",
+            client.name, usage.live_bytes, usage.peak_bytes
+        );
     }
     server.abort();
     Ok(())
