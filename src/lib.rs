@@ -67,6 +67,7 @@
 //!
 //! # Features
 //!
+//! - `tokio`, `rayon`, `tower`, `tracing`: see [`integrations`].
 //! - `mimalloc`: `TieredAllocator::mimalloc()`; needs a C compiler.
 //! - `jemalloc`: `TieredAllocator::jemalloc()`; needs a C compiler, make and sh.
 //! - `unwind`: on nightly Rust, a refused allocation in code that cannot fail

@@ -11,7 +11,7 @@ use pin_project_lite::pin_project;
 use std::sync::Arc;
 
 /// The error of the bodies: the inner body's, or a
-/// [`QuotaExceeded`](crate::QuotaExceeded).
+/// [`QuotaExceeded`].
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 pin_project! {

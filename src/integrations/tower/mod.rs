@@ -2,8 +2,9 @@
 //!
 //! [`TenantLayer`] goes around any `tower::Service` that turns an
 //! `http::Request` into an `http::Response`: a handler or router of axum, a
-//! `service_fn` on hyper, a server of tonic. It reads from the request whose
-//! it is, and runs the service for that client.
+//! service on hyper. It reads from the request whose it is, and runs the service
+//! for that client, which [`Client::current`](crate::Client::current) names
+//! there.
 //!
 //! ```
 //! use tiered_allocator::integrations::tower::TenantLayer;
@@ -21,8 +22,11 @@
 //! # }
 //! ```
 //!
-//! A tenant that the request merely claims to be pays for it: put the layer
-//! behind whatever checks the claim.
+//! The layer believes what the request says: put it behind whatever checks that
+//! the request may speak for its tenant.
+//!
+//! The service gets the request with a [`RequestBody`]; one that takes another
+//! body only needs an adapter, such as `MapRequestBodyLayer` of tower-http.
 //!
 //! # What is charged to the tenant
 //!
@@ -33,7 +37,7 @@
 //! | the response's body, until it is written to the connection | the tenant, if the service allocated it |
 //! | the response's headers | their text: the tenant, if the service allocated it. Their table: nobody, since hyper keeps the table for the connection's next request |
 //! | connections: read and write buffers, request headers, HTTP/2 state, tasks | nobody: they are read before the tenant is known, and outlive its request |
-//! | tasks and blocking work that the service starts | nobody, but for [`spawn_current`](crate::InClientExt) and its like: see [`integrations`](super) |
+//! | tasks, blocking work and WebSockets that the service starts | nobody, unless they take their client along: see [`integrations`](super) |
 //!
 //! A panic hook that runs in the service runs in the tenant's scope, too: the
 //! symbols that a first backtrace reads are kept by the standard library for
