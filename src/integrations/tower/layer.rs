@@ -22,7 +22,7 @@ type Find = dyn Fn(&Parts) -> Result<Client, Refused<'static>> + Send + Sync;
 type Answer = dyn Fn(&Refused<'_>) -> Option<Response<Bytes>> + Send + Sync;
 
 /// Puts a service in the scope of the tenant that each request belongs to.
-/// See the [module](super::tower) for what that means.
+/// See the [module](crate::integrations::tower) for what that means.
 #[derive(Clone)]
 #[must_use = "a layer does nothing until it is around a service"]
 pub struct TenantLayer {
