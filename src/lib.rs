@@ -67,12 +67,11 @@
 //!
 //! # Features
 //!
-//! - `tokio`, `rayon`, `tower`, `tracing`: see [`integrations`].
 //! - `mimalloc`: `TieredAllocator::mimalloc()`; needs a C compiler.
 //! - `jemalloc`: `TieredAllocator::jemalloc()`; needs a C compiler, make and sh.
 //! - `unwind`: on nightly Rust, a refused allocation in code that cannot fail
 //!   unwinds to [`Client::run`] instead of aborting the process.
-//! - `tokio`, `rayon`, `tracing`, `tracing-subscriber`, `metrics`,
+//! - `tokio`, `rayon`, `tower`, `tracing`, `tracing-subscriber`, `metrics`,
 //!   `allocator-api2`: see [`integrations`].
 //! - `serde`: `Serialize` for [`Snapshot`], [`Event`], [`QuotaExceeded`] and what
 //!   they are made of; see [`Snapshot`] for the names.
