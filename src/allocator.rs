@@ -15,7 +15,7 @@
 //! inner allocator. A refusal is a null pointer, and it changes nothing.
 
 use crate::ledger::account::Account;
-use crate::ledger::{grant, thread};
+use crate::ledger::{grant, sampling, thread};
 use crate::owner::layout::{self, is_page_mapped, read_tag, write_tag};
 use crate::owner::{Tag, page_map};
 use core::alloc::{GlobalAlloc, Layout};
@@ -151,9 +151,12 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for TieredAllocator<A> {
         }
         let block = layout::launder(block);
         // SAFETY: a live small block of this allocator.
-        let tag = unsafe { read_tag(block, size) };
-        if new_size > size && !grow(tag, block, size, new_size - size) {
-            return ptr::null_mut();
+        let mut tag = unsafe { read_tag(block, size) };
+        if new_size > size {
+            match grow(tag, block, size, new_size - size) {
+                Some(grown) => tag = grown,
+                None => return ptr::null_mut(),
+            }
         }
         // SAFETY: the block came from the inner allocator with this layout;
         // the new size is small, so four bytes more do not overflow.
@@ -162,7 +165,7 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for TieredAllocator<A> {
                 .realloc(block, layout::inner(layout), layout::inner_size(new_size))
         };
         if moved.is_null() {
-            grant::undo(tag, new_size.saturating_sub(size) as u64, 0);
+            ungrow(tag, size, new_size.saturating_sub(size));
             return moved;
         }
         // SAFETY: `moved` has `inner_size(new_size)` bytes.
@@ -337,9 +340,15 @@ impl<A: GlobalAlloc> TieredAllocator<A> {
             }
         }
         // SAFETY: a live block of this allocator, of this size.
-        let tag = unsafe { peek_owner(block, size) };
+        let mut tag = unsafe { peek_owner(block, size) };
         let growth = new_size.saturating_sub(size);
-        let grown = growth == 0 || grow(tag, block, size, growth);
+        let mut grown = true;
+        if growth > 0 {
+            match grow(tag, block, size, growth) {
+                Some(tag_grown) => tag = tag_grown,
+                None => grown = false,
+            }
+        }
         let mut moved = ptr::null_mut();
         if grown {
             if is_page_mapped(size) {
@@ -355,11 +364,11 @@ impl<A: GlobalAlloc> TieredAllocator<A> {
         }
         if moved.is_null() {
             if grown {
+                let tag = ungrow(tag, size, growth);
                 if is_page_mapped(size) {
                     // The leaf is there: the cell was in use a moment ago.
                     page_map::set(block as usize, tag);
                 }
-                grant::undo(tag, growth as u64, 0);
             }
         } else if !is_page_mapped(new_size) {
             // SAFETY: `moved` has `inner_size(new_size)` bytes.
@@ -386,10 +395,13 @@ impl<A: GlobalAlloc> TieredAllocator<A> {
         let block = layout::launder(block);
         let size = layout.size();
         // SAFETY: a live block of this allocator, of this size.
-        let tag = unsafe { peek_owner(block, size) };
+        let mut tag = unsafe { peek_owner(block, size) };
         let growth = new_size.saturating_sub(size);
-        if growth > 0 && !grow(tag, block, size, growth) {
-            return ptr::null_mut();
+        if growth > 0 {
+            match grow(tag, block, size, growth) {
+                Some(grown) => tag = grown,
+                None => return ptr::null_mut(),
+            }
         }
         // SAFETY: the caller vouches that size and alignment are a layout.
         let new = unsafe { Layout::from_size_align_unchecked(new_size, layout.align()) };
@@ -401,7 +413,7 @@ impl<A: GlobalAlloc> TieredAllocator<A> {
                 // SAFETY: allocated just above.
                 unsafe { self.inner.dealloc(moved, layout::inner(new)) };
             }
-            grant::undo(tag, growth as u64, 0);
+            ungrow(tag, size, growth);
             return ptr::null_mut();
         }
         // SAFETY: both blocks are live, distinct and have the bytes copied;
@@ -458,21 +470,45 @@ fn refund_cold(account: Option<&Account>, tag: Tag, block: *mut u8, size: usize)
         Some(account) => grant::refund_cold(account, size as u64),
         None => {
             let slot = grant::owner(tag, block as usize, size);
+            sampling::freed(tag);
             grant::refund_elsewhere(slot, size as u64, 1);
         }
     }
 }
 
-/// Charges the growth of a block of `size` bytes to its owner.
+/// Charges the growth of a block of `size` bytes to its owner. Answers the tag
+/// that the block has from now on, or `None` if its owner may not have so much.
 #[inline(always)]
-fn grow(tag: Tag, block: *mut u8, size: usize, growth: usize) -> bool {
+fn grow(tag: Tag, block: *mut u8, size: usize, growth: usize) -> Option<Tag> {
     if let Some(account) = at_hand(tag) {
         if account.raise(growth as u64) {
-            return true;
+            return Some(tag);
         }
         account.withdraw(growth as u64);
     }
-    grant::grow_cold(grant::owner(tag, block as usize, size), growth as u64)
+    grow_cold(tag, block, size, growth)
+}
+
+/// The rest of [`grow`]: there is no account at hand, or it met its ceiling.
+#[cold]
+#[inline(never)]
+fn grow_cold(tag: Tag, block: *mut u8, size: usize, growth: usize) -> Option<Tag> {
+    let slot = grant::owner(tag, block as usize, size);
+    grant::grow_cold(slot, growth as u64)
+        .then(|| sampling::grown(slot, tag, size as u64, growth as u64))
+}
+
+/// Takes the growth of a block of `size` bytes back: the inner allocator had no
+/// memory. Answers the tag that the block has, as before [`grow`].
+#[cold]
+#[inline(never)]
+fn ungrow(tag: Tag, size: usize, growth: usize) -> Tag {
+    grant::undo(tag, growth as u64, 0);
+    if growth > 0 {
+        sampling::shrunk(tag, size as u64)
+    } else {
+        tag
+    }
 }
 
 /// Refunds the bytes by which a block has shrunk to `size`.
@@ -486,6 +522,12 @@ fn shrink(tag: Tag, block: *mut u8, size: usize, bytes: usize) {
         }
         None => {
             let slot = grant::owner(tag, block as usize, size);
+            let left = sampling::shrunk(tag, size as u64);
+            if left != tag {
+                // SAFETY: the block has the layout of a block of `size`, and
+                // its place in the page map, if that is where its tag is.
+                unsafe { record_owner(block, size, left) };
+            }
             grant::refund_elsewhere(slot, bytes as u64, 0);
         }
     }

@@ -2,7 +2,7 @@
 
 use crate::TieredAllocator;
 use crate::allocator::{peek_owner, record_owner, refund};
-use crate::ledger::grant;
+use crate::ledger::{grant, sampling};
 use crate::owner::layout::launder;
 use crate::registry::budget::Refusal;
 use crate::registry::slot::Slot;
@@ -90,14 +90,16 @@ pub(crate) unsafe fn change_owner(
     let block = launder(block.as_ptr());
     // SAFETY: the block is live and came from a `TieredAllocator`, as the
     // global allocator is one.
-    let old = unsafe { peek_owner(block, size) };
+    let tag = unsafe { peek_owner(block, size) };
+    let old = sampling::plain(tag);
     if old == slot.tag() {
         return Ok(());
     }
     grant::charge_for(slot, size as u64)?;
+    let tag = sampling::passed(tag, slot.tag());
     // SAFETY: as above, and nobody reads the tag meanwhile. A page-mapped
     // block has its leaf already, so this does not fail.
-    unsafe { record_owner(block, size, slot.tag()) };
+    unsafe { record_owner(block, size, tag) };
     refund(old, block, size);
     Ok(())
 }

@@ -58,6 +58,7 @@
 //! | stop a client that is over its quota | [`Client::checkpoint`], [`OverQuota`], [`QuotaExceeded`] |
 //! | pass memory from one client to another | [`Client::adopt`], [`MemoryBlock::charge_to`] |
 //! | have large buffers that may be taken while idle | [`Memory::allocate_for_client`], [`MemoryBlock`], [`ReclaimPolicy`] |
+//! | see who allocated what lives, by call stack | the feature `profile` and its module, `Memory::start_heap_profile` |
 //! | know who has what, and what happened | [`Client::usage`], [`Memory::snapshot`], [`Memory::events`], [`Client::last_refusal`] |
 //! | size a memory by its container, hear when memory is short | [`Memory::from_cgroup`], [`pressure`], [`purge`] |
 //! | drive time in tests | [`clock`], [`Memory::tick`] |
@@ -69,6 +70,8 @@
 //!
 //! - `mimalloc`: `TieredAllocator::mimalloc()`; needs a C compiler.
 //! - `jemalloc`: `TieredAllocator::jemalloc()`; needs a C compiler, make and sh.
+//! - `profile`: a sampling heap profiler, by client and call stack, as pprof
+//!   and as a flame graph.
 //! - `unwind`: on nightly Rust, a refused allocation in code that cannot fail
 //!   unwinds to [`Client::run`] instead of aborting the process.
 //! - `tokio`, `rayon`, `tower`, `tracing`, `tracing-subscriber`, `metrics`,
@@ -89,6 +92,8 @@ pub mod integrations;
 mod ledger;
 mod memory;
 mod owner;
+#[cfg(feature = "profile")]
+pub mod profile;
 mod reclaim;
 mod registry;
 mod sync;

@@ -13,7 +13,10 @@
 //! are `offset + balance`, and what it has drawn from the client's budget is
 //! `granted = offset + window`. Both may be negative (a thread that frees what
 //! others allocate); their difference, the unused credit, is not. The ceiling
-//! is the first balance that is too high, so that 0 bars every charge.
+//! is the first balance that is too high, so that 0 bars every charge. Barred
+//! for real is an account whose `window` has the bit [`BARRED`]: where the heap
+//! profiler watches, the ceiling is always 0, and [`Account::charge_watched`]
+//! looks at the window itself.
 //!
 //! Access rules:
 //!
@@ -53,6 +56,12 @@ pub(crate) struct Account {
 }
 
 const _: () = assert!(size_of::<Account>() == 64);
+
+/// Set in `window` while a revoker bars the account.
+const BARRED: u32 = 1 << 31;
+
+/// The widest that a window can be.
+pub(crate) const WIDEST: u32 = BARRED - 1;
 
 /// Where client 0's balance starts: so far from both ends that no program gets
 /// there.
@@ -177,6 +186,31 @@ impl Account {
         add(&self.allocated, size);
     }
 
+    /// Charges a block (or with `blocks` 0 its growth) to a watched account,
+    /// within its window and credit as the fast path does. `false`: not within
+    /// them; nothing has changed.
+    ///
+    /// Publish, then check: [`Account::bar`] stores the window, too.
+    #[cfg_attr(not(feature = "profile"), allow(dead_code))]
+    pub(crate) fn charge_watched(&self, size: u64, blocks: u64) -> bool {
+        add(&self.balance, size);
+        light_fence();
+        let window = self.window.load(Ordering::Relaxed);
+        let balance = self.balance.load(Ordering::Relaxed);
+        if window & BARRED != 0 || balance > u64::from(window) {
+            self.withdraw(size);
+            return false;
+        }
+        self.count(size, blocks);
+        true
+    }
+
+    /// As [`Account::charge_watched`], for client 0, which no budget binds.
+    pub(crate) fn charge_unbound(&self, size: u64, blocks: u64) {
+        add(&self.balance, size);
+        self.count(size, blocks);
+    }
+
     /// Moves the window so that the thread's net is `net` and its unused
     /// credit `credit`, with room for `window - credit` bytes of frees. The
     /// owner, under the slot's lock.
@@ -199,9 +233,20 @@ impl Account {
     pub(crate) fn claim_unattributed(&self, tag: Tag) {
         self.offset.store(-(MIDDLE as i64), Ordering::Relaxed);
         self.balance.store(MIDDLE, Ordering::Relaxed);
-        self.ceiling.store(2 * MIDDLE, Ordering::Relaxed);
+        self.unbind();
         self.pins.store(1, Ordering::Relaxed);
         self.claim(tag, NO_GENERATION);
+    }
+
+    /// Puts client 0's ceiling out of reach.
+    pub(crate) fn unbind(&self) {
+        self.ceiling.store(2 * MIDDLE, Ordering::Relaxed);
+    }
+
+    /// Sends every charge to the cold path, which goes on within the window.
+    /// Under the slot's lock, or by the owner of client 0's account.
+    pub(crate) fn watch(&self) {
+        self.ceiling.store(0, Ordering::Relaxed);
     }
 
     /// Makes it unused again, its totals having been settled. The owner (or
@@ -274,11 +319,11 @@ impl Account {
     /// tries to charge more than it has.
     pub(crate) fn credit(&self) -> i64 {
         let balance = self.balance.load(Ordering::Acquire) as i64;
-        i64::from(self.window.load(Ordering::Relaxed)) - balance
+        i64::from(self.window()) - balance
     }
 
     pub(crate) fn window(&self) -> u32 {
-        self.window.load(Ordering::Relaxed)
+        self.window.load(Ordering::Relaxed) & !BARRED
     }
 
     pub(crate) fn totals(&self) -> Totals {
@@ -310,17 +355,24 @@ impl Account {
     /// Sends the owner's next charge to the cold path.
     pub(crate) fn bar(&self) {
         self.ceiling.store(0, Ordering::Relaxed);
+        self.window.store(self.window() | BARRED, Ordering::Relaxed);
     }
 
     /// Whether a revoker has barred the account and not come back yet.
     pub(crate) fn is_barred(&self) -> bool {
-        self.ceiling.load(Ordering::Relaxed) == 0 && self.window() > 0
+        self.window.load(Ordering::Relaxed) > BARRED
     }
 
     /// Lets the owner use what it has.
     pub(crate) fn unbar(&self) {
+        self.lift();
         self.ceiling
             .store(u64::from(self.window()) + 1, Ordering::Relaxed);
+    }
+
+    /// As [`Account::unbar`], for an account that is watched.
+    pub(crate) fn lift(&self) {
+        self.window.store(self.window(), Ordering::Relaxed);
     }
 
     /// After [`Account::bar`] and a heavy fence: shrinks the window to what is
@@ -329,7 +381,8 @@ impl Account {
         let window = self.window();
         let balance = self.balance.load(Ordering::Acquire) as i64;
         let used = balance.clamp(0, i64::from(window)) as u32;
-        self.window.store(used, Ordering::Relaxed);
+        let barred = self.window.load(Ordering::Relaxed) & BARRED;
+        self.window.store(used | barred, Ordering::Relaxed);
         u64::from(window - used)
     }
 }
@@ -389,6 +442,30 @@ mod tests {
         assert!(!account.refund(500));
         assert_eq!(account.net(), -510);
         assert_eq!(account.credit(), 520);
+    }
+
+    #[test]
+    fn a_watched_account_admits_within_its_window_and_not_past_a_bar() {
+        let account = account();
+        account.place(0, 100, 200);
+        account.watch();
+        assert!(!account.charge(1));
+        account.withdraw(1);
+        assert!(!account.is_barred());
+        assert!(account.charge_watched(60, 1));
+        assert!(!account.charge_watched(41, 1));
+        assert!(account.charge_watched(40, 0));
+        assert_eq!((account.net(), account.credit()), (100, 0));
+        assert_eq!((account.allocs(), account.allocated()), (1, 100));
+        assert!(account.refund(50));
+        account.bar();
+        assert!(account.is_barred());
+        assert!(!account.charge_watched(1, 1));
+        assert_eq!(account.seize(), 50);
+        account.lift();
+        assert!(!account.is_barred());
+        assert!(!account.charge_watched(1, 1));
+        assert_eq!((account.net(), account.credit()), (50, 0));
     }
 
     #[test]

@@ -5,9 +5,10 @@
 //! before that of what it is part of, and no other two; the inner allocator is
 //! never called under any of them.
 
-use super::account::Account;
+use super::account::{Account, WIDEST};
 use super::fork::Cold;
 use super::revoke;
+use super::sampling;
 use super::table::Table;
 use super::thread;
 use crate::owner::{Tag, corrupted};
@@ -47,9 +48,13 @@ impl Drop for Waiting {
 /// and far enough from the ends of the counters that no sum reaches them.
 const LARGEST_BYTES: u64 = 1 << 60;
 
-/// The slot that a block's tag names. Ends the process if it names none.
+/// The slot that a block's tag names, or that its sample does. Ends the process
+/// if there is none.
 pub(crate) fn owner(tag: Tag, address: usize, size: usize) -> &'static Slot {
-    match tag.index().and_then(|index| REGISTRY.slot(index)) {
+    match sampling::plain(tag)
+        .index()
+        .and_then(|index| REGISTRY.slot(index))
+    {
         Some(slot) => slot,
         None => corrupted(tag, address, size),
     }
@@ -96,13 +101,20 @@ pub(crate) fn charge_cold(size: u64) -> Option<Tag> {
     let tag = thread::current_tag();
     let slot = REGISTRY.slot(tag.index()?)?;
     let account = (account.tag() == tag).then_some(account);
-    let _cold = Cold::enter(table);
+    let watched = sampling::watches(slot);
+    if watched && account.is_some_and(|account| account.charge_watched(size, 1)) {
+        return Some(sampling::new_block(slot, tag, size));
+    }
+    let cold = Cold::enter(table);
     let asks = match thread::is_fallible() {
         true => Asks::Fallible,
         false => Asks::Block,
     };
     match admit(slot, account, size, asks) {
-        Ok(()) => Some(tag),
+        Ok(()) => {
+            drop(cold);
+            Some(sampling::new_block(slot, tag, size))
+        }
         // The thread is panicking, or the client was removed while its scope is
         // still open. Code that may see a null sees one; other code must not
         // die of it.
@@ -113,7 +125,8 @@ pub(crate) fn charge_cold(size: u64) -> Option<Tag> {
                         && slot.limits().enforcement != Enforcement::Strict) =>
         {
             charge_unattributed(size);
-            Some(thread::UNATTRIBUTED)
+            let nobody = REGISTRY.slot(0)?;
+            Some(sampling::new_block(nobody, thread::UNATTRIBUTED, size))
         }
         Err(refusal) => {
             note_refusal(slot, refusal, asks);
@@ -131,13 +144,8 @@ fn note_refusal(slot: &'static Slot, refusal: Refusal, asks: Asks) {
 }
 
 fn charge_unattributed(size: u64) {
-    match thread::own_table() {
-        Some(table) => {
-            // Client 0's ceiling is out of reach.
-            table.home(thread::UNATTRIBUTED).charge(size);
-        }
-        None => settle_tableless(thread::UNATTRIBUTED, size as i64, 1, 0),
-    }
+    let account = thread::own_table().map(|table| table.home(thread::UNATTRIBUTED));
+    settle_unattributed(account, size, Asks::Block);
 }
 
 /// Charges `size` more bytes to the owner of a block that grows, whose account
@@ -153,6 +161,10 @@ pub(crate) fn grow_cold(slot: &'static Slot, size: u64) -> bool {
         }
         raised
     }) {
+        return true;
+    }
+    let watched = sampling::watches(slot);
+    if watched && account.is_some_and(|account| account.charge_watched(size, 0)) {
         return true;
     }
     let _cold = Cold::enter(thread::own_table());
@@ -488,8 +500,11 @@ fn place(locked: &Locked, account: &Account, net: i64, credit: u64, size: u64, m
         0
     };
     // Credit and batch are below 2 MiB but for what a large window held.
-    let window = u32::try_from(credit + frees).unwrap_or(u32::MAX);
+    let window = (credit + frees).min(u64::from(WIDEST)) as u32;
     account.place(net, credit, window);
+    if sampling::watches(locked.slot()) {
+        account.watch();
+    }
 }
 
 /// Books a refund of `size` bytes that took the account below its floor: keeps
@@ -546,6 +561,11 @@ pub(crate) fn undo(tag: Tag, size: u64, blocks: u64) {
     if size == 0 {
         return;
     }
+    let tag = if blocks == 0 {
+        sampling::plain(tag)
+    } else {
+        sampling::freed(tag)
+    };
     let Some(slot) = tag.index().and_then(|index| REGISTRY.slot(index)) else {
         return;
     };
@@ -595,8 +615,18 @@ fn settle_tableless(tag: Tag, net: i64, allocs: u64, frees: u64) {
 }
 
 fn settle_unattributed(account: Option<&Account>, size: u64, asks: Asks) {
-    debug_assert!(account.is_none());
     let blocks = u64::from(asks.is_new_block());
+    if let Some(account) = account {
+        // Its ceiling was low for a profile, which may be over.
+        account.charge_unbound(size, blocks);
+        if let Some(slot) = REGISTRY.slot(0).filter(|slot| !sampling::watches(slot)) {
+            let _locked = slot.lock();
+            if !sampling::watches(slot) {
+                account.unbind();
+            }
+        }
+        return;
+    }
     settle_tableless(thread::UNATTRIBUTED, size as i64, blocks, 0);
 }
 

@@ -8,6 +8,7 @@
 //! - [`revoke`]: takes unused credit back from running threads.
 //! - [`reading`]: adds up what a client has, from all threads.
 //! - [`retire`]: the end of a client and the reuse of its slot.
+//! - [`sampling`]: the blocks that the heap profiler has sampled.
 //! - [`fork`]: keeps the cold path whole across `fork`.
 
 pub(crate) mod account;
@@ -16,5 +17,6 @@ pub(crate) mod grant;
 pub(crate) mod reading;
 pub(crate) mod retire;
 pub(crate) mod revoke;
+pub(crate) mod sampling;
 pub(crate) mod table;
 pub(crate) mod thread;

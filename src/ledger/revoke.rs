@@ -7,7 +7,7 @@
 //! not in use goes back to the budget.
 
 use super::account::Account;
-use super::table;
+use super::{sampling, table};
 use crate::registry::REGISTRY;
 use crate::registry::budget::Tree;
 use crate::registry::slot::{Locked, NO_GENERATION, Slot, State};
@@ -94,7 +94,11 @@ fn seize(locked: &mut Locked, spared: Option<&Account>) -> u64 {
 /// holds more than it may: then its next charge has to ask.
 fn let_go(locked: &Locked, account: &Account) {
     if locked.slot().state() == State::Active && !locked.is_over_limits() {
-        account.unbar();
+        if sampling::watches(locked.slot()) {
+            account.lift();
+        } else {
+            account.unbar();
+        }
     }
 }
 

@@ -17,10 +17,12 @@
 use super::account::Account;
 use super::fork;
 use super::grant;
+use super::sampling;
 use super::table::{self, Table};
 use crate::owner::Tag;
 use crate::registry::REGISTRY;
 use crate::registry::slot::Slot;
+use crate::sync::light_fence;
 use crate::sys;
 use core::cell::Cell;
 use core::ptr;
@@ -191,6 +193,11 @@ impl Thread {
         base.claim_unattributed(UNATTRIBUTED);
         table.set_used(0, true);
         self.table.set(Some(table));
+        light_fence();
+        if sampling::is_on() {
+            // Found out for certain, and undone if need be, by the first charge.
+            base.watch();
+        }
         self.set_current(self.base());
     }
 

@@ -10,7 +10,7 @@ use crate::client::{
     untracked,
 };
 use crate::ledger::fork::Cold;
-use crate::ledger::{grant, thread};
+use crate::ledger::{grant, sampling, thread};
 use crate::reclaim::{ReclaimReport, Reclaimer};
 use crate::registry::policies::{ClientOptions, ConfigError, override_mask};
 use crate::registry::{Exhausted, REGISTRY, Tier, TierPolicy};
@@ -51,6 +51,7 @@ struct Life {
 impl Drop for Life {
     fn drop(&mut self) {
         self.reclaimer.stop();
+        sampling::stop(&self.shared.tree);
         self.shared.close();
     }
 }
@@ -129,6 +130,11 @@ impl Memory {
             shared,
             life: Arc::new(life),
         }
+    }
+
+    #[cfg(feature = "profile")]
+    pub(crate) fn tree(&self) -> &Arc<crate::registry::budget::Tree> {
+        &self.shared.tree
     }
 
     // --- clients --------------------------------------------------------------

@@ -9,8 +9,10 @@
 //!
 //! The check is a function of the index, so an equality test against a known
 //! tag verifies it for free, and a random overwrite passes with probability
-//! 2^-10 at most. The sampled bit is reserved for the heap profiler; no block
-//! carries it yet, so a tag that has it set is as impossible as a wrong check.
+//! 2^-10 at most. The sampled bit marks a block that the heap profiler has
+//! sampled: the index is its sample's then, and the sample knows the owner. So
+//! such a tag equals no client's; without the feature `profile` it is as
+//! impossible as a wrong check.
 
 use crate::sys::{Part, die};
 
@@ -19,6 +21,8 @@ pub(crate) const INDEX_BITS: u32 = 22;
 const INDEX_MASK: u32 = (1 << INDEX_BITS) - 1;
 const CHECK_BITS: u32 = 9;
 const CHECK_MASK: u32 = (1 << CHECK_BITS) - 1;
+#[cfg(feature = "profile")]
+const SAMPLED: u32 = 1 << 31;
 
 /// Whose block this is, as it stands in memory. Any bit pattern may be read;
 /// only [`Tag::index`] tells whether it means something.
@@ -28,6 +32,8 @@ pub(crate) struct Tag(u32);
 
 // No index may encode to the two values below.
 const _: () = assert!(Tag::of(0).0 != 0 && Tag::NEVER.index().is_none());
+#[cfg(feature = "profile")]
+const _: () = assert!(Tag::NONE.sample().is_none() && Tag::NEVER.sample().is_none());
 
 impl Tag {
     /// An account that nobody uses. Zero, because fresh tables are zeroed.
@@ -52,6 +58,21 @@ impl Tag {
         } else {
             None
         }
+    }
+
+    /// The tag of a block with this sample.
+    #[cfg(feature = "profile")]
+    pub(crate) const fn of_sample(id: u32) -> Tag {
+        Tag(Tag::of(id).0 | SAMPLED)
+    }
+
+    /// The number of the block's sample, or `None` if the tag names none.
+    #[cfg(feature = "profile")]
+    pub(crate) const fn sample(self) -> Option<u32> {
+        if self.0 & SAMPLED == 0 {
+            return None;
+        }
+        Tag(self.0 & !SAMPLED).index()
     }
 
     /// The index bits, whatever the rest says: good for finding a place, not
@@ -109,6 +130,16 @@ mod tests {
     fn every_index_survives_the_round_trip() {
         for index in (0..INDEX_MASK).step_by(997).chain([INDEX_MASK]) {
             assert_eq!(Tag::of(index).index(), Some(index));
+        }
+    }
+
+    #[cfg(feature = "profile")]
+    #[test]
+    fn a_sample_is_no_client_and_a_client_no_sample() {
+        for id in (0..INDEX_MASK).step_by(997).chain([INDEX_MASK]) {
+            assert_eq!(Tag::of_sample(id).sample(), Some(id));
+            assert_eq!(Tag::of_sample(id).index(), None);
+            assert_eq!(Tag::of(id).sample(), None);
         }
     }
 

@@ -206,6 +206,11 @@ impl Slot {
 
     /// Whether the slot's budgets are those of `tree`: a hint without the lock.
     pub(crate) fn is_in(&self, tree: &Tree) -> bool {
+        self.has_tree(tree)
+    }
+
+    /// As [`Slot::is_in`], for a tree of which only the address is at hand.
+    pub(crate) fn has_tree(&self, tree: *const Tree) -> bool {
         ptr::eq(self.tree.load(Ordering::Relaxed), tree)
     }
 
