@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Bytes as Block, client};
+use common::{Bytes as Block, client, profiled};
 use serial_test::serial;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -36,7 +36,7 @@ fn fill_up(client: &Client, mut size: usize) -> (Vec<Block>, u64) {
 #[serial]
 fn the_last_byte_is_handed_out_and_the_next_refused() {
     assert!(TieredAllocator::is_installed());
-    let memory = Memory::new(1 << 30);
+    let memory = profiled(Memory::new(1 << 30));
     let client = strict(&memory, "one", MAX);
     let (blocks, bytes) = fill_up(&client, 1000);
     assert_eq!(bytes, MAX);
@@ -51,7 +51,7 @@ fn the_last_byte_is_handed_out_and_the_next_refused() {
 #[test]
 #[serial]
 fn racing_threads_never_pass_the_limit_and_leave_the_exact_rest() {
-    let memory = Memory::new(1 << 30);
+    let memory = profiled(Memory::new(1 << 30));
     let client = strict(&memory, "raced", MAX);
     let stop = AtomicBool::new(false);
     let operations = AtomicU64::new(0);
@@ -102,7 +102,7 @@ fn racing_threads_never_pass_the_limit_and_leave_the_exact_rest() {
 fn what_fits_is_never_refused_whoever_sits_on_unused_credit() {
     const THREADS: usize = 6;
     const SHARE: usize = 100_000;
-    let memory = Memory::new(1 << 30);
+    let memory = profiled(Memory::new(1 << 30));
     let client = strict(&memory, "shared", (THREADS * SHARE) as u64);
     let barrier = Barrier::new(THREADS);
     std::thread::scope(|scope| {
@@ -144,8 +144,8 @@ fn credit_of_other_clients_never_causes_a_refusal() {
         let memory = Memory::builder(total)
             .usable(1.0)
             .tier("tight", policy)
-            .build()
-            .unwrap();
+            .build();
+        let memory = profiled(memory.unwrap());
         std::thread::scope(|scope| {
             for number in 0..CLIENTS {
                 let client = memory.register(&format!("c{number}"), "tight").unwrap();
@@ -177,7 +177,7 @@ fn credit_of_other_clients_never_causes_a_refusal() {
 #[test]
 #[serial]
 fn drift_after_ten_million_cross_thread_operations_is_zero() {
-    let memory = Memory::new(1 << 30);
+    let memory = profiled(Memory::new(1 << 30));
     let clients = ["a", "b", "c"].map(|name| strict(&memory, name, 64 << 20));
     let (sender, receiver) = std::sync::mpsc::sync_channel::<Vec<Block>>(64);
     std::thread::scope(|scope| {

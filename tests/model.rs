@@ -98,6 +98,10 @@ enum Op {
         tier: usize,
         policy: Policy,
     },
+    /// Starts a heap profile, or stops it (feature `profile`).
+    Profile {
+        sample_bytes: u64,
+    },
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -185,6 +189,7 @@ fn op() -> impl Strategy<Value = Op> {
             }),
         2 => (0..TIERS.len(), policy())
             .prop_map(|(tier, policy)| Op::SetTierPolicy { tier, policy }),
+        4 => (1u64..3000).prop_map(|sample_bytes| Op::Profile { sample_bytes }),
     ]
 }
 
@@ -748,6 +753,22 @@ impl Program {
                     .unwrap();
                 self.policies[tier] = policy;
             }
+            Op::Profile { sample_bytes } => self.profile(sample_bytes),
+        }
+    }
+
+    #[cfg(not(feature = "profile"))]
+    fn profile(&self, _: u64) {}
+
+    #[cfg(feature = "profile")]
+    fn profile(&self, sample_bytes: u64) {
+        if self.memory.stop_heap_profile().is_err() {
+            let options = tiered_allocator::profile::ProfileOptions::new()
+                .sample_bytes(sample_bytes)
+                .unattributed(sample_bytes % 2 == 0)
+                .max_samples(200)
+                .seed(sample_bytes);
+            self.memory.start_heap_profile(&options).unwrap();
         }
     }
 
@@ -816,6 +837,10 @@ impl Program {
         assert_eq!((usage.charged_bytes, usage.overdrawn_bytes), (0, 0));
         let snapshot = self.memory.snapshot();
         assert!(snapshot.tiers.iter().all(|tier| tier.charged_bytes == 0));
+        #[cfg(feature = "profile")]
+        if let Ok(profile) = self.memory.heap_profile(None) {
+            assert_eq!(profile.kept_samples, 0, "samples of blocks that are freed");
+        }
         for name in NAMES {
             let _ = self.memory.remove_client(name);
         }

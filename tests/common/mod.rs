@@ -67,3 +67,16 @@ pub fn quiet(total_bytes: u64) -> Memory {
         .build()
         .unwrap()
 }
+
+/// The memory, with a heap profile of everything where the feature is there:
+/// the figures must be the same.
+pub fn profiled(memory: Memory) -> Memory {
+    #[cfg(feature = "profile")]
+    {
+        let options = tiered_allocator::profile::ProfileOptions::new()
+            .sample_bytes(64 * 1024)
+            .unattributed(true);
+        memory.start_heap_profile(&options).unwrap();
+    }
+    memory
+}
