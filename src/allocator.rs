@@ -151,13 +151,53 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for TieredAllocator<A> {
         }
         let block = layout::launder(block);
         // SAFETY: a live small block of this allocator.
-        let mut tag = unsafe { read_tag(block, size) };
-        if new_size > size {
-            match grow(tag, block, size, new_size - size) {
-                Some(grown) => tag = grown,
-                None => return ptr::null_mut(),
-            }
+        let tag = unsafe { read_tag(block, size) };
+        if new_size > size && !raise(tag, new_size - size) {
+            // SAFETY: the caller's contract; both sizes are small.
+            return unsafe { self.realloc_cold(block, layout, new_size, tag) };
         }
+        // SAFETY: the caller's contract; both sizes are small, and the growth
+        // is charged.
+        unsafe { self.realloc_charged(block, layout, new_size, tag) }
+    }
+}
+
+impl<A: GlobalAlloc> TieredAllocator<A> {
+    /// The growth of a small block has met its account's ceiling, or there is
+    /// no account at hand.
+    ///
+    /// # Safety
+    /// As [`GlobalAlloc::realloc`]; both sizes are small, `tag` is the block's.
+    #[cold]
+    #[inline(never)]
+    unsafe fn realloc_cold(
+        &self,
+        block: *mut u8,
+        layout: Layout,
+        new_size: usize,
+        tag: Tag,
+    ) -> *mut u8 {
+        let size = layout.size();
+        match grow_cold(tag, block, size, new_size - size) {
+            // SAFETY: the caller's contract, and the growth is charged.
+            Some(tag) => unsafe { self.realloc_charged(block, layout, new_size, tag) },
+            None => ptr::null_mut(),
+        }
+    }
+
+    /// Moves a small block whose growth, if any, is charged, and gives it `tag`.
+    ///
+    /// # Safety
+    /// As for `realloc_cold`.
+    #[inline(always)]
+    unsafe fn realloc_charged(
+        &self,
+        block: *mut u8,
+        layout: Layout,
+        new_size: usize,
+        tag: Tag,
+    ) -> *mut u8 {
+        let size = layout.size();
         // SAFETY: the block came from the inner allocator with this layout;
         // the new size is small, so four bytes more do not overflow.
         let moved = unsafe {
@@ -175,9 +215,7 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for TieredAllocator<A> {
         }
         moved
     }
-}
 
-impl<A: GlobalAlloc> TieredAllocator<A> {
     /// Charge, allocate, tag.
     ///
     /// # Safety
@@ -480,13 +518,23 @@ fn refund_cold(account: Option<&Account>, tag: Tag, block: *mut u8, size: usize)
 /// that the block has from now on, or `None` if its owner may not have so much.
 #[inline(always)]
 fn grow(tag: Tag, block: *mut u8, size: usize, growth: usize) -> Option<Tag> {
-    if let Some(account) = at_hand(tag) {
-        if account.raise(growth as u64) {
-            return Some(tag);
-        }
-        account.withdraw(growth as u64);
+    if raise(tag, growth) {
+        Some(tag)
+    } else {
+        grow_cold(tag, block, size, growth)
     }
-    grow_cold(tag, block, size, growth)
+}
+
+/// The common case of [`grow`]; `false`: nothing has changed.
+#[inline(always)]
+fn raise(tag: Tag, growth: usize) -> bool {
+    at_hand(tag).is_some_and(|account| {
+        let raised = account.raise(growth as u64);
+        if !raised {
+            account.withdraw(growth as u64);
+        }
+        raised
+    })
 }
 
 /// The rest of [`grow`]: there is no account at hand, or it met its ceiling.

@@ -72,6 +72,16 @@ fn a_child_works_on_whatever_the_parents_threads_were_doing() {
     const MAX: u64 = 300_000;
     assert!(TieredAllocator::is_installed());
     let memory = Memory::builder(1 << 30).background(false).build().unwrap();
+    // Where the feature is there: samples are taken in the parent's threads
+    // while it forks, and in the child.
+    #[cfg(feature = "profile")]
+    memory
+        .start_heap_profile(
+            &tiered_allocator::profile::ProfileOptions::new()
+                .sample_bytes(2000)
+                .unattributed(true),
+        )
+        .unwrap();
     let crowded = strict(&memory, "crowded", MAX);
     let own = strict(&memory, "own", MAX);
     let stop = AtomicBool::new(false);
@@ -128,6 +138,16 @@ fn a_child_works_on_whatever_the_parents_threads_were_doing() {
 #[serial]
 fn threads_that_start_and_end_do_not_disturb_a_fork() {
     let memory = Memory::builder(1 << 30).background(false).build().unwrap();
+    // Where the feature is there: samples are taken in the parent's threads
+    // while it forks, and in the child.
+    #[cfg(feature = "profile")]
+    memory
+        .start_heap_profile(
+            &tiered_allocator::profile::ProfileOptions::new()
+                .sample_bytes(2000)
+                .unattributed(true),
+        )
+        .unwrap();
     let client = strict(&memory, "client", 100_000);
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {

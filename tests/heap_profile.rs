@@ -4,11 +4,13 @@ mod common;
 
 use common::{Bytes, HEAP, client, quiet};
 use serial_test::serial;
-use std::alloc::{GlobalAlloc, Layout};
+use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::HashSet;
 use std::io::Read;
 use tiered_allocator::profile::{HeapProfile, ProfileError, ProfileOptions, ProfileSite};
-use tiered_allocator::{Client, Enforcement, Memory, SubscriptionTier, TieredAllocator};
+use tiered_allocator::{
+    Client, Enforcement, Limit, Memory, SubscriptionTier, TierPolicy, TieredAllocator,
+};
 
 fn memory() -> Memory {
     assert!(TieredAllocator::is_installed());
@@ -283,9 +285,28 @@ fn threads_that_have_credit_when_it_starts_are_sampled() {
     });
 }
 
+/// A revoker puts ceilings back to where it found them.
 #[test]
 #[serial]
-fn one_client_alone_can_be_profiled_and_what_nobody_pays_for() {
+fn taking_credit_back_does_not_end_the_sampling() {
+    let memory = memory();
+    let client = premium(&memory, "a");
+    memory.start_heap_profile(&every_block()).unwrap();
+    let first = Bytes::of(&client, 10_000);
+    let policy = TierPolicy::new(Limit::Share(0.2));
+    memory
+        .set_tier_policy(SubscriptionTier::Premium, policy)
+        .unwrap();
+    assert_eq!(client.usage().charged_bytes, 10_000);
+    drop(first);
+    let _second = Bytes::of(&client, 5000);
+    assert_eq!(live(&memory, &client), (5000, 1));
+    memory.stop_heap_profile().unwrap();
+}
+
+#[test]
+#[serial]
+fn one_client_alone_can_be_profiled() {
     let memory = memory();
     let (a, b) = (premium(&memory, "a"), premium(&memory, "b"));
     let options = every_block().only(&b);
@@ -296,21 +317,6 @@ fn one_client_alone_can_be_profiled_and_what_nobody_pays_for() {
     assert_eq!(memory.heap_profile(None).unwrap().live_bytes(), 600);
     assert_eq!(live(&memory, &b), (600, 2));
     memory.stop_heap_profile().unwrap();
-
-    let options = every_block().unattributed(true);
-    memory.start_heap_profile(&options).unwrap();
-    let _nobodys = first_site(12_345);
-    let profile = memory.heap_profile(None).unwrap();
-    let found = profile.sites.iter().find(|site| is_at(site, "first_site"));
-    let found = found.expect("the block outside any scope");
-    assert_eq!(found.client, None);
-    assert_eq!((found.live_bytes, found.live_blocks), (12_345, 1));
-    memory.stop_heap_profile().unwrap();
-    // Client 0 is back on its fast path, and its books are right.
-    let before = memory.snapshot().unattributed_bytes;
-    let block = Bytes::new(1000);
-    assert_eq!(memory.snapshot().unattributed_bytes, before + 1000);
-    drop(block);
 }
 
 #[test]
@@ -398,6 +404,64 @@ fn a_limit_is_as_exact_under_the_profiler_as_without() {
     assert_eq!(client.usage().live_bytes, 100_000);
     assert_eq!(live(&memory, &client), (100_000, 2));
     memory.stop_heap_profile().unwrap();
+}
+
+/// Has no memory for anything beyond 8 MiB, nor for growth.
+struct Scarce;
+
+// SAFETY: the system's blocks, or none.
+unsafe impl GlobalAlloc for Scarce {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if layout.size() > 8 << 20 {
+            return std::ptr::null_mut();
+        }
+        // SAFETY: the caller's contract.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller's contract.
+        unsafe { System.dealloc(block, layout) }
+    }
+
+    unsafe fn realloc(&self, _: *mut u8, _: Layout, _: usize) -> *mut u8 {
+        std::ptr::null_mut()
+    }
+}
+
+#[test]
+#[serial]
+fn what_the_system_has_no_memory_for_leaves_no_sample() {
+    static SCARCE: TieredAllocator<Scarce> = TieredAllocator::new(Scarce);
+    let memory = memory();
+    let client = premium(&memory, "a");
+    // Samples the blocks themselves, or nothing but what they fail to grow by.
+    for (sample_bytes, is_sampled) in [(1, true), (1 << 24, false)] {
+        let options = ProfileOptions::new().sample_bytes(sample_bytes).seed(1);
+        memory.start_heap_profile(&options).unwrap();
+        for (size, grown) in [(100, 200), (100, 5000), (5000, 9000), (5000, 1 << 33)] {
+            let layout = Layout::from_size_align(size, 1).unwrap();
+            let scope = client.enter();
+            // SAFETY: the size is not zero.
+            let block = unsafe { SCARCE.alloc(layout) };
+            // SAFETY: a live block with its layout.
+            assert!(unsafe { SCARCE.realloc(block, layout, grown) }.is_null());
+            // SAFETY: as above.
+            assert!(unsafe { SCARCE.realloc(block, layout, 1 << 34) }.is_null());
+            let huge = Layout::from_size_align(1 << 34, 1).unwrap();
+            // SAFETY: the size is not zero.
+            assert!(unsafe { SCARCE.alloc(huge) }.is_null());
+            drop(scope);
+            let right = if is_sampled { (size as u64, 1) } else { (0, 0) };
+            assert_eq!(live(&memory, &client), right, "{size} to {grown}");
+            assert_eq!(client.usage().live_bytes, size as u64);
+            // SAFETY: a live block with its layout.
+            unsafe { SCARCE.dealloc(block, layout) };
+            assert_eq!(live(&memory, &client), (0, 0));
+        }
+        assert_eq!(memory.heap_profile(None).unwrap().kept_samples, 0);
+        memory.stop_heap_profile().unwrap();
+    }
 }
 
 /// Field number, wire type and value of each field of a protobuf message.

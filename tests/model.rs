@@ -765,7 +765,7 @@ impl Program {
         if self.memory.stop_heap_profile().is_err() {
             let options = tiered_allocator::profile::ProfileOptions::new()
                 .sample_bytes(sample_bytes)
-                .unattributed(sample_bytes % 2 == 0)
+                .unattributed(sample_bytes.is_multiple_of(2))
                 .max_samples(200)
                 .seed(sample_bytes);
             self.memory.start_heap_profile(&options).unwrap();

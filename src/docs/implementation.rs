@@ -175,6 +175,35 @@
 //! and after a `realloc` it is too late to fail. So a `realloc` that ends in the
 //! page map takes a spare leaf first, or copies by hand.
 //!
+//! # A heap profile
+//!
+//! Off, it is nothing: no path tests for it. On (feature `profile`), the
+//! accounts of the profiled clients have a ceiling of 0, so that each charge
+//! comes to the cold path, and there, before any lock:
+//!
+//! ```text
+//!   charge_cold --> within the account's window, and not barred? --> the cold
+//!      |            (publish, then check, as on the fast path)  no   path as ever
+//!      | yes                                                            |
+//!      v                                                                |
+//!   the thread's line of bytes:  ----------x-------------x------> <-----+ admitted
+//!   goes on by `size`             marks, one in `sample_bytes` on average
+//!      |
+//!      | a mark lies in the block
+//!      v
+//!   unwind (addresses only) --> a record: owner, size, place of the mark, stack
+//!      |                            ^
+//!      v                            | the block's tag: the sampled bit, and the
+//!   the block ----------------------+ number of the record as its index
+//! ```
+//!
+//! A sampled block's tag equals no account's. So its free, and a realloc of
+//! it, come to where the owner of a block not at hand is looked up; the record
+//! names the owner there, follows the size, and goes with the block. Records
+//! are mapped at the start and looked at by number: no address is searched for.
+//! Why the estimate has no bias, and how far it may be off, is argued at the
+//! top of `ledger/sampling/mod.rs`.
+//!
 //! # The life of a client's id
 //!
 //! ```text

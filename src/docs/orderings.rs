@@ -40,7 +40,7 @@
 //! pattern that two such fences forbid: whichever comes first in their total
 //! order, the thread of the other one reads what was stored before it.
 //!
-//! All single accesses can then be `Relaxed`. Three things remain.
+//! All single accesses can then be `Relaxed`. Four things remain.
 //!
 //! *A withdrawn charge.* O2 may read the zero, while R2 reads the balance that
 //! the owner is about to withdraw. Above the window it shows as negative credit,
@@ -58,6 +58,10 @@
 //!
 //! *The owner's cold path* moves balance, offset, window and ceiling under the
 //! slot's lock, so never at the same time as a revoker.
+//!
+//! *A watched account* (a heap profile) has a ceiling of 0 all the time. Its
+//! owner's O2 is a load of `window`, in which R1 sets the bit `BARRED` and R3
+//! clears it: one word for both, and the claim and its proof are the same.
 //!
 //! **Where `membarrier` is refused** (a seccomp filter) nobody could take credit
 //! back, so nobody gets any: the window is empty, each charge goes through the
@@ -89,6 +93,9 @@
 //! | `ledger/table.rs` | list of tables, `next` | `Release` / `Acquire` | a table is complete before it is reachable; the list only grows |
 //! | | `used` bits | `Relaxed` | stored by the owner under the lock of the slot that comes or goes, which whoever needs the truth holds |
 //! | | `spare_leaf`, `owned` | `Relaxed` | the owner's; handed on under the lock of the list of idle tables |
+//! | `ledger/sampling/watch.rs` | the plan, `TREE` | plan `Relaxed`, then `TREE` with `Release`; read with `Acquire` | who sees a profile sees its plan. Ceilings are stored under the slot's lock after that, so a window that is moved later takes it into account; client 0's accounts are made without the lock, against a heavy fence |
+//! | `ledger/sampling/samples.rs` | chunks | `Release` / `Acquire` | a record is zeroed before it is reachable |
+//! | | `version` | odd, release fence; even with `Release`; read with `Acquire`, acquire fence | a seqlock a record; its one writer is whoever has the block |
 //! | `ledger/fork.rs` | `cold`, `TABLELESS`, `FORKING` | `SeqCst` fences | Dekker's pattern: announce, fence, look; either the thread sees the fork or the fork sees the thread. Leaving stores with `Release`, waiting loads with `Acquire` |
 //! | `registry/slot.rs` | everything written under the lock | `Relaxed` | the lock orders it |
 //! | | `state`, `generation` | `Release` / `Acquire` | read without the lock by handles |

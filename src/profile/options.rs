@@ -49,7 +49,7 @@ impl ProfileOptions {
     /// How many live blocks can be sampled at once, from 1 to 4,194,304. Each
     /// reserves 512 bytes of addresses, and uses them when it is taken; they are
     /// not given back. What finds no room is
-    /// [counted](HeapProfile::dropped_samples).
+    /// [counted](super::HeapProfile::dropped_samples).
     pub fn max_samples(mut self, samples: u32) -> ProfileOptions {
         self.max_samples = samples;
         self
