@@ -256,6 +256,21 @@ fn cancellation_can_be_switched_off_and_does_not_touch_observed_clients() {
     assert!(watched.checkpoint().is_ok());
 }
 
+/// A client within its own max that is lent to because the memory is full is
+/// told that, not that it is over a limit that it keeps.
+#[test]
+#[serial]
+fn who_is_stopped_for_a_full_memory_is_told_so() {
+    let memory = memory();
+    let _others = all_of(&strict(&memory, "other", Enterprise), 80 * MIB);
+    let basic = client(&memory, "basic", Basic, Enforcement::Graceful);
+    let _lent = all_of(&basic, MIB);
+    let stopped = basic.checkpoint().unwrap_err();
+    assert_eq!(stopped.node, BudgetNode::Memory);
+    assert!(stopped.charged > stopped.limit, "{stopped}");
+    assert_eq!(stopped.limit, 80 * MIB);
+}
+
 /// Idle blocks come before caches, caches before cancellation, and each only
 /// as far as needed.
 #[test]

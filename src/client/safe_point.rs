@@ -192,7 +192,7 @@ impl Client {
         let figures = self.locked(|locked| {
             locked.cover_overdraft();
             (self.slot().overdrawn() > 0).then(|| {
-                let figures = locked.figures();
+                let figures = locked.excess();
                 locked.record(EventKind::Cancelled, figures);
                 figures
             })

@@ -39,10 +39,7 @@ impl Refused<'_> {
     pub fn is_own(&self) -> bool {
         match self {
             Refused::Quota(quota) => {
-                // A safe point names the client, also where the memory it
-                // borrowed from is short.
                 matches!(quota.node, BudgetNode::Client | BudgetNode::Request)
-                    && quota.charged.saturating_add(quota.requested) > quota.limit
             }
             _ => false,
         }

@@ -117,6 +117,28 @@ impl Locked {
         }
     }
 
+    /// Which budget the client is over: its own, or, if it is within that, the
+    /// tier's or the memory's that had no room for it.
+    pub(crate) fn excess(&self) -> Refusal {
+        let own = self.figures();
+        let Some(tree) = self.tree().filter(|_| own.charged <= own.limit) else {
+            return own;
+        };
+        let tier = &tree.tiers[self.slot.tier()];
+        let (node, charged, limit) = if tier.charged() >= tier.limit() {
+            (BudgetNode::Tier, tier.charged(), tier.limit())
+        } else {
+            let charged = tree.charged() + tree.overdrawn();
+            (BudgetNode::Memory, charged, tree.root.limit())
+        };
+        Refusal {
+            node,
+            requested: 0,
+            charged,
+            limit,
+        }
+    }
+
     /// Whether a budget of the client, or above it, is charged beyond its
     /// limit: it was lowered, or the enforcement let it happen.
     pub(crate) fn is_over_limits(&self) -> bool {
