@@ -16,7 +16,8 @@
 //!
 //! With the feature `tracing`, the events of a memory reach whoever listens
 //! to `tracing`; with `metrics`, its figures reach Prometheus, OpenTelemetry or
-//! another recorder.
+//! another recorder; with `snapshot-socket`, other programs of the same user
+//! read its snapshots.
 //!
 //! What a runtime keeps for itself and happens to allocate while it works for
 //! a client (a queue that grows, a thread's first use of a structure) is
@@ -29,6 +30,8 @@ pub mod allocator_api2;
 pub mod metrics;
 #[cfg(feature = "rayon")]
 pub mod rayon;
+#[cfg(all(feature = "snapshot-socket", unix))]
+pub mod snapshot_socket;
 #[cfg(feature = "tokio")]
 pub mod tokio;
 #[cfg(feature = "tower")]
