@@ -174,7 +174,7 @@ async function check(page, { address, token }) {
   if (picture) {
     await page.click('#logout');
     await page.emulateMedia({ colorScheme: 'light' });
-    await page.setViewportSize({ width: 1100, height: 1330 });
+    await page.setViewportSize({ width: 1180, height: 1130 });
     await page.evaluate(() => scrollTo(0, 0));
     await page.screenshot({ path: picture });
   }

@@ -91,9 +91,9 @@ function showTiles(state) {
   const answers = state.tenants.reduce((sum, tenant) => sum + tenant.answers, 0);
   list(byId('tiles'), [
     ['held by tenants', `${mib(held)} MiB`],
-    ['lent from the headroom', `${mib(state.overdrawn)} MiB`],
+    ['lent from headroom', `${mib(state.overdrawn)} MiB`],
     ['server and page', `${mib(state.unattributed)} MiB`],
-    ['resident / unaccounted, MiB', state.resident === null ? 'not known' : `${mib(state.resident)} / ${mib(state.resident_rest)}`],
+    ['resident / of it unknown', state.resident === null ? 'not known' : `${mib(state.resident)} / ${mib(state.resident_rest)}`],
     ['spilled to disk', `${mib(state.spilled)} MiB`],
     ['answers / wrong', `${count(answers)} / ${count(wrong)}`],
   ]);
