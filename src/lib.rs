@@ -78,6 +78,8 @@
 //!   `allocator-api2`: see [`integrations`].
 //! - `serde`: `Serialize` for [`Snapshot`], [`Event`], [`QuotaExceeded`] and what
 //!   they are made of; see [`Snapshot`] for the names.
+//! - `snapshot-socket`: on Unix, snapshots over a local socket, for other
+//!   programs of the same user; see [`integrations`].
 //!
 //! None is on by default.
 

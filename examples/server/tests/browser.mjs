@@ -172,6 +172,8 @@ async function check(page, { address, token }) {
     }
   }
   if (picture) {
+    // With a minute behind it.
+    await page.waitForFunction(() => document.querySelector('.line').getAttribute('d').split('L').length > 140, null, { timeout: 120000 });
     await page.click('#logout');
     await page.emulateMedia({ colorScheme: 'light' });
     await page.setViewportSize({ width: 1180, height: 1130 });
