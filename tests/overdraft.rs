@@ -1,7 +1,7 @@
 //! When an overdraft ends: as soon as what the client holds fits its limits.
 
 use serial_test::serial;
-use tiered_allocator::{Limit, Memory, TierPolicy, TieredAllocator};
+use tiered_allocator::{BudgetNode, Limit, Memory, TierPolicy, TieredAllocator};
 
 #[global_allocator]
 static HEAP: TieredAllocator = TieredAllocator::system();
@@ -62,7 +62,9 @@ fn a_full_memory_does_not_end_it_and_room_in_it_does() {
     let second = memory.register("second", "any").unwrap();
     let held = first.run(|| vec![1_u8; 4990]).unwrap();
     let over = second.run(|| vec![2_u8; 1000]).unwrap_err();
-    assert_eq!(over.quota.charged, 1000);
+    // It keeps its own limit: the memory is what is full.
+    assert_eq!(over.quota.node, BudgetNode::Memory);
+    assert_eq!((over.quota.charged, over.quota.limit), (5990, 5000));
     drop(held);
     assert_eq!(second.checkpoint(), Ok(()));
     assert_eq!(memory.usage().overdrawn_bytes, 0);
