@@ -1,7 +1,6 @@
 //! Time as a parameter, so that tests can drive it.
 
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use crate::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Where a memory takes its time from.

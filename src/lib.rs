@@ -93,6 +93,8 @@ mod heap_block;
 pub mod integrations;
 mod ledger;
 mod memory;
+#[cfg(all(test, tiered_allocator_shuttle))]
+mod model;
 mod owner;
 #[cfg(feature = "profile")]
 pub mod profile;

@@ -1,13 +1,48 @@
-//! The only place that names atomics, locks and fences.
+//! The only place that names atomics, locks, fences and thread-locals.
 //!
 //! Everything above takes its synchronisation from here, so that a model
-//! checker can stand in for `core` in one spot. The asymmetric fence is split
-//! in two: [`light_fence`] is what the owner of an account pays on every
-//! allocation, [`crate::sys::heavy_fence`] is what a revoker pays.
+//! checker can stand in for `core` and `std` in one spot: `shuttle` for all of
+//! it (`sync/shuttle.rs`, with `--cfg tiered_allocator_shuttle`), `loom` for
+//! single files (`tests/loom.rs`). The asymmetric fence is split in two:
+//! [`light_fence`] is what the owner of an account pays on every allocation,
+//! [`crate::sys::heavy_fence`] is what a revoker pays.
 
-pub(crate) use core::sync::atomic::{
-    AtomicBool, AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering,
-};
+#[cfg(not(all(test, tiered_allocator_shuttle)))]
+mod real {
+    pub(crate) use core::hint::spin_loop;
+    pub(crate) use core::sync::atomic::{
+        AtomicBool, AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, fence,
+    };
+    pub(crate) use std::sync::{
+        Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard,
+    };
+    pub(crate) use std::thread_local;
+
+    /// A lock for the allocator's own short sections: never allocates, never
+    /// poisons, never parks.
+    pub(crate) type Lock<T> = spin::mutex::SpinMutex<T, super::Relax>;
+}
+
+#[cfg(all(test, tiered_allocator_shuttle))]
+#[path = "sync/shuttle.rs"]
+pub(crate) mod real;
+
+pub(crate) use core::sync::atomic::Ordering;
+pub(crate) use real::*;
+pub(crate) use std::sync::PoisonError;
+
+/// What a [`Lock`] gives.
+pub(crate) type LockGuard<'a, T> = spin::mutex::SpinMutexGuard<'a, T, Relax>;
+
+/// A size of a table or a number of attempts: the program's, or under a model
+/// checker the small one, with which few steps reach every case.
+pub(crate) const fn bound(real: usize, modelled: usize) -> usize {
+    if cfg!(all(test, tiered_allocator_shuttle)) {
+        modelled
+    } else {
+        real
+    }
+}
 
 /// The owner's half of the asymmetric fence, between publishing a balance and
 /// reading the ceiling. Costs no instruction where the revoker can interrupt
@@ -15,10 +50,31 @@ pub(crate) use core::sync::atomic::{
 #[inline(always)]
 pub(crate) fn light_fence() {
     if cfg!(tiered_allocator_fence) || !crate::sys::ASYMMETRIC_FENCE {
-        core::sync::atomic::fence(Ordering::SeqCst);
+        fence(Ordering::SeqCst);
     } else {
         core::sync::atomic::compiler_fence(Ordering::SeqCst);
     }
+}
+
+/// A word that the calling thread alone stores to, loaded as plain memory: the
+/// comparison that follows may take it from there, in one instruction.
+///
+/// # Safety
+/// No other thread stores to `word` during the call.
+#[inline(always)]
+pub(crate) unsafe fn load_own_u64(word: &AtomicU64) -> u64 {
+    // SAFETY: the pointer is the word's own; the caller excludes writers.
+    unsafe { *word.as_ptr() }
+}
+
+/// As [`load_own_u64`].
+///
+/// # Safety
+/// No other thread stores to `word` during the call.
+#[inline(always)]
+pub(crate) unsafe fn load_own_u32(word: &AtomicU32) -> u32 {
+    // SAFETY: the pointer is the word's own; the caller excludes writers.
+    unsafe { *word.as_ptr() }
 }
 
 /// How a thread passes the time while a short lock is taken: a few pauses,
@@ -28,13 +84,9 @@ pub(crate) struct Relax;
 impl spin::RelaxStrategy for Relax {
     #[inline]
     fn relax() {
-        for _ in 0..32 {
-            core::hint::spin_loop();
+        for _ in 0..bound(32, 0) {
+            spin_loop();
         }
         crate::sys::yield_now();
     }
 }
-
-/// A lock for the allocator's own short sections: never allocates, never
-/// poisons, never parks.
-pub(crate) type Lock<T> = spin::mutex::SpinMutex<T, Relax>;

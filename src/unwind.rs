@@ -23,6 +23,7 @@ mod enabled {
     use crate::client::{Client, QuotaExceeded, quota_exceeded, untracked};
     use crate::registry::budget::Refusal;
     use crate::registry::slot::Slot;
+    use crate::sync::thread_local;
     use core::alloc::Layout;
     use core::cell::Cell;
     use std::alloc::{set_alloc_error_hook, take_alloc_error_hook};

@@ -38,7 +38,9 @@
 
 use crate::owner::Tag;
 use crate::registry::slot::{NO_GENERATION, Totals};
-use crate::sync::{AtomicI64, AtomicU32, AtomicU64, Ordering, light_fence};
+use crate::sync::{
+    AtomicI64, AtomicU32, AtomicU64, Ordering, light_fence, load_own_u32, load_own_u64,
+};
 
 /// See the module's description. One cache line; all zero is an unused account.
 #[repr(C, align(64))]
@@ -106,7 +108,7 @@ impl Account {
     #[inline(always)]
     pub(crate) unsafe fn own_tag(&self) -> Tag {
         // SAFETY: only the owner stores here, and it is the caller.
-        Tag::from_bits(unsafe { *self.tag.as_ptr() })
+        Tag::from_bits(unsafe { load_own_u32(&self.tag) })
     }
 
     // --- the fast path: the owning thread, no lock ---------------------------
@@ -150,7 +152,7 @@ impl Account {
         // SAFETY: the caller owns the account (its tag was compared, so it is
         // not the one that fresh threads share), and nobody else stores to
         // `balance`. A plain load is compared in memory, in one instruction.
-        let balance = unsafe { *self.balance.as_ptr() };
+        let balance = unsafe { load_own_u64(&self.balance) };
         balance as i64 >= 0
     }
 

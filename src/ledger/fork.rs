@@ -13,10 +13,9 @@
 
 use super::table::{self, Table};
 use super::{grant, thread};
-use crate::sync::{AtomicBool, AtomicU32, Ordering};
+use crate::sync::{AtomicBool, AtomicU32, Ordering, fence, thread_local};
 use crate::sys;
 use core::cell::Cell;
-use core::sync::atomic::fence;
 
 static FORKING: AtomicBool = AtomicBool::new(false);
 static TABLELESS: AtomicU32 = AtomicU32::new(0);

@@ -16,7 +16,7 @@ use crate::registry::budget::{BudgetNode, Reach, Refusal, Tree, batch};
 use crate::registry::events::EventKind;
 use crate::registry::slot::{Locked, NO_GENERATION, Slot, State, Totals};
 use crate::registry::{Enforcement, REGISTRY};
-use crate::sync::Ordering;
+use crate::sync::{Ordering, bound};
 use crate::sys;
 use crate::unwind;
 use core::ptr;
@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 /// How often a charge goes back to take credit from others before it accepts
 /// a refusal by a tier or a memory.
-const ROUNDS: usize = 64;
+const ROUNDS: usize = bound(64, 8);
 
 /// A request waits to try again; see [`Tree::waiting`].
 struct Waiting(Arc<Tree>);

@@ -9,6 +9,7 @@ use super::account::Account;
 use super::table;
 use crate::registry::REGISTRY;
 use crate::registry::slot::{Slot, Totals};
+use crate::sync::{bound, spin_loop};
 
 /// What a client has, at one moment as far as running threads allow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -20,10 +21,10 @@ pub(crate) struct Reading {
 }
 
 /// Accounts of one client that a reading notes on its way.
-const NOTED: usize = 8;
+const NOTED: usize = bound(8, 2);
 
 /// Attempts without the slot's lock before it is taken.
-const ATTEMPTS: usize = 16;
+const ATTEMPTS: usize = bound(16, 2);
 
 /// Reads one client.
 pub(crate) fn of(slot: &'static Slot) -> Reading {
@@ -34,7 +35,7 @@ pub(crate) fn of(slot: &'static Slot) -> Reading {
                 return reading;
             }
         }
-        core::hint::spin_loop();
+        spin_loop();
     }
     let _locked = slot.lock();
     add_up(slot)

@@ -11,12 +11,13 @@ use super::{sampling, table};
 use crate::registry::REGISTRY;
 use crate::registry::budget::Tree;
 use crate::registry::slot::{Locked, NO_GENERATION, Slot, State};
+use crate::sync::bound;
 use crate::sys;
 
 /// How long to wait for an owner that is between publishing a charge and
 /// withdrawing it. It needs no lock for that, only to run; a thread that will
 /// never run again (another one's, in a forked child) must not hold us up.
-const PATIENCE: usize = 10_000;
+const PATIENCE: usize = bound(10_000, 4);
 
 fn accounts_of(locked: &Locked) -> impl Iterator<Item = &'static Account> + use<> {
     let tag = locked.slot().tag();

@@ -17,11 +17,11 @@
 use super::account::Account;
 use crate::owner::Tag;
 use crate::owner::page_map::SpareLeaf;
-use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, Lock, Ordering};
+use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, Lock, Ordering, bound};
 use crate::sys;
 use core::ptr;
 
-const PLACES: usize = 1 << 14;
+const PLACES: usize = bound(1 << 14, PROBES);
 const PROBES: usize = 4;
 
 /// Tables start at so many different places in a page, for walks over what all
@@ -41,7 +41,7 @@ pub(crate) struct Table {
     /// 1 while a thread owns the table.
     owned: AtomicU32,
     spare_leaf: AtomicPtr<()>,
-    used: [AtomicU64; PLACES / 64],
+    used: [AtomicU64; PLACES.div_ceil(64)],
     accounts: [Account; PLACES],
 }
 

@@ -22,7 +22,7 @@ use super::table::{self, Table};
 use crate::owner::Tag;
 use crate::registry::REGISTRY;
 use crate::registry::slot::Slot;
-use crate::sync::light_fence;
+use crate::sync::{light_fence, thread_local};
 use crate::sys;
 use core::cell::Cell;
 use core::ptr;

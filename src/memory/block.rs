@@ -25,13 +25,13 @@ use crate::registry::ReclaimPolicy;
 use crate::registry::budget::{BudgetNode, Refusal};
 use crate::registry::events::EventKind;
 use crate::registry::slot::Slot;
+use crate::sync::{AtomicU32, AtomicU64, Mutex, MutexGuard, Ordering, PoisonError};
 use core::fmt;
 use core::marker::PhantomData;
 use core::ptr::NonNull;
 use core::time::Duration;
 use std::io;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Where a block's bytes are.

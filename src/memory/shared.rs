@@ -7,11 +7,14 @@ use crate::clock::Clock;
 use crate::ledger::retire::sweep_ended;
 use crate::registry::budget::{MAX_TIERS, Tree};
 use crate::registry::rungs::{Relief, Rung, RungTotals};
+use crate::sync::{
+    AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, PoisonError, RwLock, RwLockReadGuard,
+    RwLockWriteGuard,
+};
 use core::fmt;
 use core::time::Duration;
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::Arc;
 
 /// Names to clients, by id: half the size of a handle.
 pub(crate) type Names = HashMap<Arc<str>, ClientId>;

@@ -15,12 +15,13 @@
 //! its own, and cannot bring back what was spilled before the fork.
 
 use crate::client::untracked;
+use crate::sync::{Mutex, PoisonError};
 use crate::sys;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 /// A block's place in the spill file.
 #[derive(Debug, PartialEq, Eq)]

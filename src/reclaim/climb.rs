@@ -21,9 +21,9 @@ use crate::registry::budget::{BudgetNode, MAX_TIERS, Refusal};
 use crate::registry::events::EventKind;
 use crate::registry::rungs::Rung;
 use crate::registry::slot::{Slot, State};
+use crate::sync::Ordering;
 use crate::sys;
 use core::time::Duration;
-use std::sync::atomic::Ordering;
 
 /// Under pressure the reclaimer looks again after this long, and after twice
 /// as long each time that it gained nothing.

@@ -4,9 +4,9 @@
 use super::ladder::{Candidate, due};
 use super::thread::Desk;
 use crate::memory::{BlockState, Reclaimed};
+use crate::sync::Ordering;
 use core::time::Duration;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 /// What one pass over the idle blocks did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

@@ -18,10 +18,10 @@ use crate::registry::policies::NamedPolicy;
 use crate::registry::reclaimers::{Called, Entry, ReclaimRequest};
 use crate::registry::rungs::Rung;
 use crate::registry::slot::Slot;
+use crate::sync::Ordering;
 use crate::sys;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 /// The clients that could give something, and where they stand.
 pub(super) struct Field {

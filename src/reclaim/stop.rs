@@ -10,8 +10,8 @@ use crate::registry::events::EventKind;
 use crate::registry::rungs::Rung;
 use crate::registry::slot::Slot;
 use crate::registry::{Enforcement, REGISTRY};
+use crate::sync::Ordering;
 use core::time::Duration;
-use std::sync::atomic::Ordering;
 
 /// A client that was asked to stop.
 #[derive(Clone, Copy)]

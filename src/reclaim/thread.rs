@@ -10,10 +10,11 @@ use super::purge::Purge;
 use crate::client::untracked;
 use crate::memory::Shared;
 use crate::registry::bell::Call;
+use crate::sync::{Mutex, MutexGuard, PoisonError};
 use crate::sys;
 use core::fmt;
 use core::time::Duration;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 /// When each kind of work was last done, by the memory's clock.

@@ -5,10 +5,10 @@
 //! allocation may touch: an atomic flag, and an unpark of the reclaimer (a
 //! futex on Linux: it neither waits nor allocates).
 
+use crate::sync::{AtomicBool, AtomicU32, Condvar, Mutex, MutexGuard, Ordering, PoisonError};
 use crate::sys;
 use core::time::Duration;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::OnceLock;
 use std::thread::Thread;
 use std::time::Instant;
 

@@ -25,7 +25,7 @@ use super::reclaimers::Reclaimers;
 use super::short::Short;
 use super::slot::Slot;
 use super::tier::{Tier, TierPolicy};
-use crate::sync::{AtomicU8, AtomicU32, AtomicU64, Lock, Ordering};
+use crate::sync::{AtomicU8, AtomicU32, AtomicU64, Lock, Ordering, spin_loop};
 
 /// "No limit" as a number.
 pub(crate) const UNLIMITED: u64 = u64::MAX;
@@ -357,7 +357,7 @@ impl Tree {
                     Err((refused, certain)) if certain => return Err(refused),
                     // Somebody's charge, possibly about to be taken back, was
                     // in the way: a refusal now could be a false one.
-                    Err(_) => core::hint::spin_loop(),
+                    Err(_) => spin_loop(),
                 }
             },
         }

@@ -15,16 +15,15 @@
 //! by another, a whole ring ahead or behind, gives up its own.
 
 use super::budget::{BudgetNode, Refusal};
-use crate::sync::{AtomicU64, Ordering};
-use core::sync::atomic::fence;
+use crate::sync::{AtomicU64, Ordering, bound, fence};
 use std::time::SystemTime;
 
 /// Records that are kept.
-pub(crate) const KEPT: usize = 1024;
+pub(crate) const KEPT: usize = bound(1024, 4);
 
 /// Records that may be begun and not written yet: older ones that are not
 /// there were given up.
-const IN_FLIGHT: u64 = 64;
+const IN_FLIGHT: u64 = bound(64, 2) as u64;
 
 /// What happened.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

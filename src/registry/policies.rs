@@ -4,7 +4,8 @@
 use super::budget::{MAX_TIERS, UNLIMITED};
 use super::slot::Limits;
 use super::tier::{Enforcement, Limit, SubscriptionTier, Tier, TierPolicy};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use crate::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::Arc;
 
 /// A configuration that cannot work. Nothing was changed.
 #[derive(Clone, PartialEq, Debug, thiserror::Error)]

@@ -33,11 +33,10 @@ use super::budget::Tree;
 use super::tier::Enforcement;
 use crate::owner::Tag;
 use crate::sync::{
-    AtomicBool, AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Lock, Ordering,
+    AtomicBool, AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Lock, Ordering, fence,
 };
 use core::cell::UnsafeCell;
 use core::ptr;
-use core::sync::atomic::fence;
 use std::sync::Arc;
 
 /// Generation of an account that no handle may enter.

@@ -2,6 +2,7 @@
 //! can be given back, no look at what is resident. Correct, with less to offer.
 
 use super::{Part, Roused, render};
+use crate::sync::fence;
 use core::ptr::NonNull;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -20,7 +21,7 @@ pub(crate) fn heavy_fence_available() -> bool {
 
 /// The revoker's half of two full fences.
 pub(crate) fn heavy_fence() -> bool {
-    core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
+    fence(Ordering::SeqCst);
     true
 }
 

@@ -2,7 +2,7 @@
 //! `O_TMPFILE`, `fallocate`).
 
 use super::{Part, Roused, render};
-use crate::sync::{AtomicU8, Ordering};
+use crate::sync::{AtomicU8, Ordering, fence};
 use core::ptr::{self, NonNull};
 use std::fs::File;
 use std::io;
@@ -61,7 +61,7 @@ pub(crate) fn heavy_fence() -> bool {
     if !heavy_fence_available() {
         return false;
     }
-    core::sync::atomic::fence(Ordering::SeqCst);
+    fence(Ordering::SeqCst);
     #[cfg(any(target_os = "linux", target_os = "android"))]
     if !cfg!(tiered_allocator_fence) {
         let done = membarrier(libc::MEMBARRIER_CMD_PRIVATE_EXPEDITED)

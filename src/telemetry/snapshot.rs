@@ -6,10 +6,10 @@ use crate::ledger::{reading, thread};
 use crate::memory::{Counts, MemoryUsage, Shared};
 use crate::registry::rungs::{Relief, Rung, RungTotals};
 use crate::registry::{Enforcement, REGISTRY};
+use crate::sync::{AtomicU64, Ordering};
 use crate::sys;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// One client.

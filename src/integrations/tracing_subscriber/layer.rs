@@ -2,6 +2,7 @@
 
 use crate::client::{Client, Hold, Scope, untracked};
 use crate::memory::Memory;
+use crate::sync::{AtomicU64, Ordering};
 use ::tracing::field::{Field, Visit};
 use ::tracing::span::{Attributes, Id, Record};
 use ::tracing::{Span, Subscriber};
@@ -10,7 +11,6 @@ use ::tracing_subscriber::layer::{Context, Layer};
 use ::tracing_subscriber::registry::{LookupSpan, SpanRef};
 use core::cell::RefCell;
 use core::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The client of a span, in the span's extensions: where [`ClientLayer`] looks
 /// for it, and where layers of your own may put or find it.

@@ -7,13 +7,13 @@
 use super::hierarchy::{malformed, read, unified_group};
 use super::marks::{Hysteresis, Marks};
 use super::{Figures, MarksError, Pressure, PressureError, PressureSource, PressureWaker, Urgency};
+use crate::sync::{AtomicBool, Ordering};
 use crate::sys::{self, Roused};
 use core::time::Duration;
 use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 /// How much of the time tasks stalled.

@@ -9,9 +9,8 @@ use super::{Limits, NO_GENERATION, Slot, State, Totals};
 use crate::registry::budget::{self, BudgetNode, Reach, Refusal, Tree, UNLIMITED};
 use crate::registry::events::EventKind;
 use crate::registry::policies::LARGEST;
-use crate::sync::{Ordering, Relax};
+use crate::sync::{LockGuard, Ordering, fence};
 use core::ptr;
-use core::sync::atomic::fence;
 use std::sync::Arc;
 
 impl Slot {
@@ -31,7 +30,7 @@ impl Slot {
 /// A slot whose lock is held.
 pub(crate) struct Locked {
     slot: &'static Slot,
-    _guard: spin::mutex::SpinMutexGuard<'static, (), Relax>,
+    _guard: LockGuard<'static, ()>,
 }
 
 impl Drop for Locked {
