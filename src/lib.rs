@@ -95,6 +95,8 @@ mod ledger;
 mod memory;
 #[cfg(all(test, tiered_allocator_shuttle))]
 mod model;
+#[cfg(all(test, tiered_allocator_loom))]
+mod model_weak;
 mod owner;
 #[cfg(feature = "profile")]
 pub mod profile;

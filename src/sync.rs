@@ -1,13 +1,13 @@
 //! The only place that names atomics, locks, fences and thread-locals.
 //!
 //! Everything above takes its synchronisation from here, so that a model
-//! checker can stand in for `core` and `std` in one spot: `shuttle` for all of
-//! it (`sync/shuttle.rs`, with `--cfg tiered_allocator_shuttle`), `loom` for
-//! single files (`tests/loom.rs`). The asymmetric fence is split in two:
-//! [`light_fence`] is what the owner of an account pays on every allocation,
+//! checker can stand in for `core` and `std` in one spot (`sync/shuttle.rs`
+//! and `sync/loom.rs`, for the unit tests alone and if `--cfg` names one; see
+//! `scripts/model.sh`). The asymmetric fence is split in two: [`light_fence`]
+//! is what the owner of an account pays on every allocation,
 //! [`crate::sys::heavy_fence`] is what a revoker pays.
 
-#[cfg(not(all(test, tiered_allocator_shuttle)))]
+#[cfg(not(all(test, any(tiered_allocator_loom, tiered_allocator_shuttle))))]
 mod real {
     pub(crate) use core::hint::spin_loop;
     pub(crate) use core::sync::atomic::{
@@ -21,7 +21,35 @@ mod real {
     /// A lock for the allocator's own short sections: never allocates, never
     /// poisons, never parks.
     pub(crate) type Lock<T> = spin::mutex::SpinMutex<T, super::Relax>;
+
+    /// What a [`Lock`] gives.
+    pub(crate) type LockGuard<'a, T> = spin::mutex::SpinMutexGuard<'a, T, super::Relax>;
+
+    /// A word that the calling thread alone stores to, loaded as plain memory: the
+    /// comparison that follows may take it from there, in one instruction.
+    ///
+    /// # Safety
+    /// No other thread stores to `word` during the call.
+    #[inline(always)]
+    pub(crate) unsafe fn load_own_u64(word: &AtomicU64) -> u64 {
+        // SAFETY: the pointer is the word's own; the caller excludes writers.
+        unsafe { *word.as_ptr() }
+    }
+
+    /// As [`load_own_u64`].
+    ///
+    /// # Safety
+    /// No other thread stores to `word` during the call.
+    #[inline(always)]
+    pub(crate) unsafe fn load_own_u32(word: &AtomicU32) -> u32 {
+        // SAFETY: the pointer is the word's own; the caller excludes writers.
+        unsafe { *word.as_ptr() }
+    }
 }
+
+#[cfg(all(test, tiered_allocator_loom))]
+#[path = "sync/loom.rs"]
+pub(crate) mod real;
 
 #[cfg(all(test, tiered_allocator_shuttle))]
 #[path = "sync/shuttle.rs"]
@@ -31,13 +59,13 @@ pub(crate) use core::sync::atomic::Ordering;
 pub(crate) use real::*;
 pub(crate) use std::sync::PoisonError;
 
-/// What a [`Lock`] gives.
-pub(crate) type LockGuard<'a, T> = spin::mutex::SpinMutexGuard<'a, T, Relax>;
-
 /// A size of a table or a number of attempts: the program's, or under a model
 /// checker the small one, with which few steps reach every case.
 pub(crate) const fn bound(real: usize, modelled: usize) -> usize {
-    if cfg!(all(test, tiered_allocator_shuttle)) {
+    if cfg!(all(
+        test,
+        any(tiered_allocator_loom, tiered_allocator_shuttle)
+    )) {
         modelled
     } else {
         real
@@ -54,27 +82,6 @@ pub(crate) fn light_fence() {
     } else {
         core::sync::atomic::compiler_fence(Ordering::SeqCst);
     }
-}
-
-/// A word that the calling thread alone stores to, loaded as plain memory: the
-/// comparison that follows may take it from there, in one instruction.
-///
-/// # Safety
-/// No other thread stores to `word` during the call.
-#[inline(always)]
-pub(crate) unsafe fn load_own_u64(word: &AtomicU64) -> u64 {
-    // SAFETY: the pointer is the word's own; the caller excludes writers.
-    unsafe { *word.as_ptr() }
-}
-
-/// As [`load_own_u64`].
-///
-/// # Safety
-/// No other thread stores to `word` during the call.
-#[inline(always)]
-pub(crate) unsafe fn load_own_u32(word: &AtomicU32) -> u32 {
-    // SAFETY: the pointer is the word's own; the caller excludes writers.
-    unsafe { *word.as_ptr() }
 }
 
 /// How a thread passes the time while a short lock is taken: a few pauses,

@@ -1,4 +1,4 @@
-//! The event ring (of four records here) and the page map.
+//! The event ring (of two records here) and the page map.
 
 use super::check;
 use crate::owner::{Tag, page_map};

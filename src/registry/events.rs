@@ -19,11 +19,11 @@ use crate::sync::{AtomicU64, Ordering, bound, fence};
 use std::time::SystemTime;
 
 /// Records that are kept.
-pub(crate) const KEPT: usize = bound(1024, 4);
+pub(crate) const KEPT: usize = bound(1024, 2);
 
 /// Records that may be begun and not written yet: older ones that are not
 /// there were given up.
-const IN_FLIGHT: u64 = bound(64, 2) as u64;
+const IN_FLIGHT: u64 = bound(64, 1) as u64;
 
 /// What happened.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

@@ -7,11 +7,11 @@
 
 use super::slot::Slot;
 use crate::owner::INDEX_BITS;
-use crate::sync::{AtomicPtr, AtomicU32, Lock, Ordering};
+use crate::sync::{AtomicPtr, AtomicU32, Lock, Ordering, bound};
 use crate::sys;
 use core::ptr;
 
-const CHUNK_BITS: u32 = 12;
+const CHUNK_BITS: u32 = bound(12, 2) as u32;
 const CHUNK_SLOTS: usize = 1 << CHUNK_BITS;
 const CHUNKS: usize = 1 << (INDEX_BITS - CHUNK_BITS);
 

@@ -119,6 +119,30 @@ counts!(AtomicU32, u32);
 counts!(AtomicU64, u64);
 counts!(AtomicI64, i64);
 
+/// A word that the calling thread alone stores to, loaded as plain memory: the
+/// comparison that follows may take it from there, in one instruction.
+///
+/// # Safety
+/// No other thread stores to `word` during the call.
+#[inline(always)]
+pub(crate) unsafe fn load_own_u64(word: &AtomicU64) -> u64 {
+    // SAFETY: the pointer is the word's own; the caller excludes writers.
+    unsafe { *word.as_ptr() }
+}
+
+/// As [`load_own_u64`].
+///
+/// # Safety
+/// No other thread stores to `word` during the call.
+#[inline(always)]
+pub(crate) unsafe fn load_own_u32(word: &AtomicU32) -> u32 {
+    // SAFETY: the pointer is the word's own; the caller excludes writers.
+    unsafe { *word.as_ptr() }
+}
+
+/// What a [`Lock`] gives.
+pub(crate) type LockGuard<'a, T> = spin::mutex::SpinMutexGuard<'a, T, super::Relax>;
+
 /// The allocator's own lock, with a point before it is taken.
 pub(crate) struct Lock<T>(spin::mutex::SpinMutex<T, super::Relax>);
 
@@ -127,7 +151,7 @@ impl<T> Lock<T> {
         Lock(spin::mutex::SpinMutex::new(value))
     }
 
-    pub(crate) fn lock(&self) -> super::LockGuard<'_, T> {
+    pub(crate) fn lock(&self) -> LockGuard<'_, T> {
         point();
         self.0.lock()
     }

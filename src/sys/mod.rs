@@ -25,13 +25,16 @@
 //! be tested on a system that would not need it.
 
 #[cfg(all(unix, not(tiered_allocator_portable)))]
-#[cfg_attr(all(test, tiered_allocator_shuttle), allow(dead_code))]
+#[cfg_attr(
+    all(test, any(tiered_allocator_loom, tiered_allocator_shuttle)),
+    allow(dead_code)
+)]
 mod unix;
 #[cfg(all(unix, not(tiered_allocator_portable)))]
 pub(crate) use unix::*;
 
-// Under the model checker threads are tasks: these hide the platform's own.
-#[cfg(all(test, tiered_allocator_shuttle))]
+// Under a model checker threads are tasks: these hide the platform's own.
+#[cfg(all(test, any(tiered_allocator_loom, tiered_allocator_shuttle)))]
 pub(crate) use crate::sync::real::{
     ASYMMETRIC_FENCE, heavy_fence, heavy_fence_available, on_thread_exit, yield_now,
 };

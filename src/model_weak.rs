@@ -1,0 +1,340 @@
+//! Single protocols of the real code under `loom`: two threads, every
+//! execution that the C11 memory model allows (up to a number of preemptions),
+//! stale loads included. What needs whole threads, with their scopes and their
+//! end, is in `model`.
+//!
+//! A word is made known to `loom` by its first access, which must come before
+//! all others: so what the threads will do is done once before they start.
+//!
+//! `loom` lets a load be stale but runs each thread's accesses in program
+//! order, and a read-modify-write always meets the newest value; so it does
+//! not show what comes of stores that overtake loads.
+
+use crate::ledger::account::Account;
+use crate::ledger::table::{self, Table};
+use crate::ledger::{grant, reading, revoke};
+use crate::owner::{Tag, page_map};
+use crate::registry::budget::{BudgetNode, Reach, Refusal, Tree};
+use crate::registry::events::{EventKind, Events};
+use crate::registry::slot::{Limits, Slot, State, Totals};
+use crate::registry::{Enforcement, REGISTRY};
+use crate::sync::real::begin_execution;
+use loom::thread;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+/// Explores `body` with at most `MODEL_PREEMPTIONS` (3 if not set)
+/// preemptions in an execution.
+fn check(name: &str, body: impl Fn() + Send + Sync + 'static) {
+    let preemptions = std::env::var("MODEL_PREEMPTIONS").ok();
+    let preemptions = preemptions.and_then(|text| text.parse().ok()).unwrap_or(3);
+    let executions = Arc::new(AtomicUsize::new(0));
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(preemptions);
+    builder.max_branches = 100_000;
+    let counted = Arc::clone(&executions);
+    builder.check(move || {
+        begin_execution();
+        counted.fetch_add(1, Relaxed);
+        body();
+    });
+    let executions = executions.load(Relaxed);
+    println!("{name}: all {executions} executions with {preemptions} preemptions");
+}
+
+/// A client of a tree, with one account in the table of one thread.
+struct Client {
+    tree: Arc<Tree>,
+    slot: &'static Slot,
+    generation: u32,
+    table: &'static Table,
+    account: &'static Account,
+}
+
+fn limits(max: u64) -> Limits {
+    Limits {
+        max,
+        soft: max,
+        guarantee: 0,
+        overdraft: 0,
+        enforcement: Enforcement::Strict,
+    }
+}
+
+/// The client has `max` bytes, and its account has drawn all of them.
+fn client(max: u32) -> Client {
+    let tree = Arc::new(Tree::new(u64::from(max), 0));
+    let slot = REGISTRY.acquire().unwrap();
+    let mut locked = slot.lock();
+    let generation = locked
+        .open("acme".into(), tree.clone(), 0, limits(max.into()))
+        .unwrap();
+    let table = table::acquire().unwrap();
+    let (place, account) = table.place_for(slot.tag()).unwrap();
+    account.claim(slot.tag(), generation);
+    table.set_used(place, true);
+    locked.charge(max.into(), false, Reach::Limits).unwrap();
+    account.place(0, max.into(), max);
+    drop(locked);
+    Client {
+        tree,
+        slot,
+        generation,
+        table,
+        account,
+    }
+}
+
+/// Publish, then check: an owner charges, a revoker takes what is unused.
+#[test]
+fn a_charge_and_a_revocation_never_both_get_the_same_bytes() {
+    check("charge and revoke", || {
+        let Client { slot, account, .. } = client(100);
+        let owner = thread::spawn(move || {
+            let charged = account.charge(60);
+            if !charged {
+                account.withdraw(60);
+            }
+            charged
+        });
+        let mut locked = slot.lock();
+        grant::collect(&mut locked);
+        drop(locked);
+        let charged = owner.join().unwrap();
+        assert!(account.credit() >= 0, "{} beyond", account.credit());
+        assert_eq!(account.net(), if charged { 60 } else { 0 });
+        assert_eq!(slot.charged() as i64, account.net() + account.credit());
+    });
+}
+
+/// The same, with frees, whose balance nobody checks.
+#[test]
+fn what_is_freed_during_a_revocation_is_credit_or_was_taken() {
+    check("charge, free and revoke", || {
+        let Client { slot, account, .. } = client(100);
+        assert!(account.charge(60));
+        let owner = thread::spawn(move || {
+            account.refund(60);
+            let charged = account.charge(90);
+            if !charged {
+                account.withdraw(90);
+            }
+            charged
+        });
+        let mut locked = slot.lock();
+        grant::collect(&mut locked);
+        drop(locked);
+        let charged = owner.join().unwrap();
+        assert!(account.credit() >= 0, "{} beyond", account.credit());
+        assert_eq!(account.net(), if charged { 90 } else { 0 });
+        assert_eq!(slot.charged() as i64, account.net() + account.credit());
+    });
+}
+
+/// A scope that is entered while its client is removed.
+#[test]
+fn a_removal_sees_the_scope_or_the_scope_is_turned_away() {
+    check("enter and remove", || {
+        let client = client(100);
+        let (slot, account) = (client.slot, client.account);
+        assert!(account.pin(client.generation));
+        account.unpin();
+        let scope = thread::spawn(move || account.pin(client.generation));
+        let mut locked = slot.lock();
+        locked.retire();
+        revoke::for_removal(&mut locked);
+        let seen = revoke::is_entered(&locked);
+        drop(locked);
+        let entered = scope.join().unwrap();
+        assert!(seen || !entered);
+        assert_eq!((slot.charged(), account.credit()), (0, 0));
+    });
+}
+
+/// Dekker's pattern of holds and state; the slot is used again at once.
+#[test]
+fn a_slot_that_is_held_is_neither_closed_nor_used_again() {
+    check("hold, close, open", || {
+        let client = client(100);
+        let (slot, generation) = (client.slot, client.generation);
+        let mut locked = slot.lock();
+        grant::collect(&mut locked);
+        assert!(!locked.is_held());
+        drop(locked);
+        slot.hold();
+        assert!(slot.is_active(generation));
+        slot.release();
+        let holder = thread::spawn(move || {
+            slot.hold();
+            slot.is_active(generation)
+        });
+        let mut locked = slot.lock();
+        locked.retire();
+        let closed = !locked.is_held();
+        if closed {
+            let threads = reading::accounts(slot);
+            let dropped = locked.close(threads);
+            let tree = client.tree.clone();
+            locked.open("next".into(), tree, 0, limits(100)).unwrap();
+            drop(dropped);
+        }
+        drop(locked);
+        let held = holder.join().unwrap();
+        assert!(
+            !(held && closed),
+            "the next client's slot is held for the last"
+        );
+        assert_eq!(slot.state() == State::Active, closed);
+    });
+}
+
+/// A thread ends: what its account holds moves to the slot's totals.
+#[test]
+fn a_reading_finds_settled_bytes_once() {
+    check("settle and read", || {
+        let Client {
+            slot,
+            table,
+            account,
+            ..
+        } = client(100);
+        assert!(account.charge(60) && !account.is_pinned());
+        slot.settle(Totals::default());
+        table::release(table::acquire().unwrap());
+        assert_eq!(reading::of(slot).live_bytes, 60);
+        let end = thread::spawn(move || {
+            grant::settle_table(table);
+            table::release(table);
+        });
+        let reading = reading::of(slot);
+        assert_eq!((reading.live_bytes, reading.live_blocks), (60, 1));
+        end.join().unwrap();
+        assert_eq!(slot.charged(), 60);
+    });
+}
+
+/// A tier lets a charge pass that the root refuses; until it is taken back the
+/// tier looks full, which is no reason to refuse what fits.
+#[test]
+fn a_charge_that_is_taken_back_refuses_nobody_else() {
+    check("rollback", || {
+        let tree = Arc::new(Tree::new(100, 0));
+        tree.tiers[0].set_limit(90);
+        tree.charge(1, 60, Reach::Limits).unwrap();
+        tree.charge(0, 1, Reach::Limits).unwrap();
+        tree.refund(0, 1);
+        let hopeless = {
+            let tree = tree.clone();
+            thread::spawn(move || {
+                assert!(tree.charge(0, 80, Reach::Limits).is_err());
+            })
+        };
+        tree.charge(0, 30, Reach::Limits).expect("30 of 40 fit");
+        tree.refund(0, 30);
+        hopeless.join().unwrap();
+        assert_eq!((tree.tiers[0].charged(), tree.root.charged()), (0, 60));
+    });
+}
+
+/// Two charges of which one fits.
+#[test]
+fn the_last_bytes_are_given_to_one() {
+    check("last bytes", || {
+        let tree = Arc::new(Tree::new(100, 0));
+        tree.tiers[0].set_limit(90);
+        tree.charge(0, 1, Reach::Limits).unwrap();
+        tree.refund(0, 1);
+        let charge = |bytes| {
+            let tree = tree.clone();
+            move || tree.charge(0, bytes, Reach::Limits).is_ok()
+        };
+        let other = thread::spawn(charge(50));
+        let one = charge(60)();
+        let other = other.join().unwrap();
+        assert!(one ^ other, "one of them, and not both");
+        assert_eq!(tree.root.charged(), if one { 60 } else { 50 });
+        assert_eq!(tree.tiers[0].charged(), tree.root.charged());
+    });
+}
+
+fn refusal(number: u64) -> Refusal {
+    Refusal {
+        node: BudgetNode::Client,
+        requested: number,
+        charged: number + 1000,
+        limit: number + 2000,
+    }
+}
+
+/// The ring has two places: the writer goes round while somebody reads.
+#[test]
+fn a_record_is_whole_or_not_there() {
+    check("the event ring", || {
+        let events = Arc::new(Events::new());
+        let leave = |events: &Events, number: u64| {
+            events.leave(EventKind::Refused, 0, number as u32, 1, refusal(number));
+        };
+        for number in 0..2 {
+            leave(&events, number);
+        }
+        assert_eq!(events.read(0).0.len(), 2);
+        let writer = {
+            let events = events.clone();
+            thread::spawn(move || {
+                leave(&events, 2);
+                leave(&events, 3);
+            })
+        };
+        let (records, next) = events.read(0);
+        for (number, record) in records {
+            assert!(number < next);
+            assert_eq!(u64::from(record.index), number);
+            assert_eq!(record.refusal, refusal(number));
+        }
+        writer.join().unwrap();
+    });
+}
+
+/// Two writers lap each other at one place: one of them gives up.
+#[test]
+fn two_writers_never_mix_their_records() {
+    check("writers of one record", || {
+        let events = Arc::new(Events::new());
+        let leave = |events: &Events, number: u64| {
+            events.leave(EventKind::Refused, 0, number as u32, 1, refusal(number));
+        };
+        for number in 0..2 {
+            leave(&events, number);
+        }
+        assert_eq!(events.read(0).0.len(), 2);
+        let writer = {
+            let events = events.clone();
+            thread::spawn(move || leave(&events, 10))
+        };
+        leave(&events, 20);
+        leave(&events, 21);
+        writer.join().unwrap();
+        for (_, record) in events.read(0).0 {
+            assert_eq!(record.refusal, refusal(u64::from(record.index)));
+        }
+    });
+}
+
+/// Two threads are the first to need a leaf: both find their cells in it.
+#[test]
+fn two_threads_that_make_one_leaf_both_find_their_cells() {
+    check("a leaf of the page map", || {
+        let base = (1 << 17) << 30;
+        assert_eq!(page_map::get(base), Tag::NONE);
+        let own = move |number: usize| {
+            let (address, tag) = (base + (number << 12), Tag::of(number as u32 + 1));
+            assert!(page_map::set(address, tag));
+            assert_eq!(page_map::get(address), tag);
+        };
+        let other = thread::spawn(move || own(1));
+        own(0);
+        other.join().unwrap();
+        assert_eq!(page_map::get(base), Tag::of(1));
+        assert_eq!(page_map::get(base + 0x1000), Tag::of(2));
+    });
+}
