@@ -210,6 +210,10 @@ fn a_reading_finds_settled_bytes_once() {
         assert_eq!((reading.live_bytes, reading.live_blocks), (60, 1));
         end.join().unwrap();
         assert_eq!(slot.charged(), 60);
+        // The list of idle tables is no word of the model: left as it was.
+        for _ in 0..2 {
+            table::acquire();
+        }
     });
 }
 
@@ -280,10 +284,7 @@ fn a_record_is_whole_or_not_there() {
         assert_eq!(events.read(0).0.len(), 2);
         let writer = {
             let events = events.clone();
-            thread::spawn(move || {
-                leave(&events, 2);
-                leave(&events, 3);
-            })
+            thread::spawn(move || leave(&events, 2))
         };
         let (records, next) = events.read(0);
         for (number, record) in records {

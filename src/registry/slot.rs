@@ -218,9 +218,12 @@ impl Slot {
         self.children.load(Ordering::Relaxed) > 0
     }
 
-    /// Whether the client that had this slot in `generation` still has it.
+    /// Whether the client that had this slot in `generation` still has it. The
+    /// state comes first: a generation that is still the old one then says
+    /// whose state it was. The other way round both may be right, and of two
+    /// clients.
     pub(crate) fn is_active(&self, generation: u32) -> bool {
-        self.generation() == generation && self.state() == State::Active
+        self.state() == State::Active && self.generation() == generation
     }
 
     /// Whether scopes of the client that had this slot in `generation` may be
