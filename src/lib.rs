@@ -92,6 +92,17 @@ pub mod docs;
 mod heap_block;
 pub mod integrations;
 mod ledger;
+#[cfg(all(
+    test,
+    any(target_os = "linux", target_os = "android"),
+    not(any(
+        tiered_allocator_fence,
+        tiered_allocator_loom,
+        tiered_allocator_portable,
+        tiered_allocator_shuttle
+    ))
+))]
+mod litmus;
 mod memory;
 #[cfg(all(test, tiered_allocator_shuttle))]
 mod model;

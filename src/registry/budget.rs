@@ -13,9 +13,14 @@
 //!   or a limit lowered below what was charged).
 //!
 //! # Orderings
-//! All `Relaxed`: every update is one read-modify-write of one word, whose
-//! modification order alone decides who got the last bytes. The words publish
-//! no other memory.
+//! Every update is one read-modify-write of one word, whose modification order
+//! alone decides who got the last bytes, and the words publish no other memory:
+//! `Relaxed`, but for the two that must be seen in order. A refusal is certain
+//! if no charge that was taken back can have caused it; so whoever finds one in
+//! `charged` must find it in `tentative`, too. Raised, `charged` is stored with
+//! `Release` and loaded with `Acquire`: what is seen in it had begun. `tentative`
+//! ends with `Release` and begins with `Acquire`: what has ended is gone from
+//! `charged`.
 
 use super::REGISTRY;
 use super::bell::Bell;
@@ -181,7 +186,7 @@ impl Node {
     }
 
     fn charge_below(&self, limit: u64, bytes: u64) -> Result<(), (u64, u64)> {
-        let mut charged = self.charged();
+        let mut charged = self.charged.load(Ordering::Acquire);
         loop {
             let Some(grown) = charged.checked_add(bytes).filter(|&grown| grown <= limit) else {
                 return Err((charged, limit));
@@ -189,8 +194,8 @@ impl Node {
             match self.charged.compare_exchange_weak(
                 charged,
                 grown,
-                Ordering::Relaxed,
-                Ordering::Relaxed,
+                Ordering::Release,
+                Ordering::Acquire,
             ) {
                 Ok(_) => return Ok(()),
                 Err(now) => charged = now,
@@ -374,7 +379,7 @@ impl Tree {
             node.force(bytes);
             return Ok(());
         }
-        let before = node.tentative.fetch_add(BEGUN + 1, Ordering::Relaxed);
+        let before = node.tentative.fetch_add(BEGUN + 1, Ordering::Acquire);
         let charged = node
             .charge(bytes)
             .map_err(refusal(BudgetNode::Tier, bytes))
@@ -384,7 +389,7 @@ impl Tree {
                     refusal(BudgetNode::Memory, bytes)(figures)
                 })
             });
-        let after = node.tentative.fetch_sub(1, Ordering::Relaxed);
+        let after = node.tentative.fetch_sub(1, Ordering::Release);
         charged.map_err(|refused| {
             let alone = before & OPEN_MASK == 0 && after == before.wrapping_add(BEGUN + 1);
             (refused, refused.node == BudgetNode::Memory || alone)
