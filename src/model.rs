@@ -5,8 +5,8 @@
 //! ledger to the budgets, with the process-wide statics as they are; what an
 //! execution opens it also closes, so that the next one starts from the same
 //! state. Memory is sequentially consistent here (what weaker orderings allow
-//! is for `tests/loom.rs`), and the asymmetric fence is a full fence on both
-//! sides (that the real one is enough is for `tests/litmus.rs`).
+//! is for `model_weak`), and the asymmetric fence is a full fence on both
+//! sides (that the real one is enough is for `litmus`).
 //!
 //! `scripts/model.sh` runs this; a failure prints the schedule that led to it.
 
@@ -33,7 +33,7 @@ static HEAP: TieredAllocator = TieredAllocator::system();
 
 /// Executions of one test, half of them by each scheduler, unless
 /// `MODEL_EXECUTIONS` or `MODEL_SECONDS` say otherwise.
-const EXECUTIONS: usize = 400;
+const EXECUTIONS: usize = 200;
 
 fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()

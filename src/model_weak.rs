@@ -23,7 +23,7 @@ use loom::thread;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-/// Explores `body` with at most `MODEL_PREEMPTIONS` (3 if not set)
+/// Explores `body` with at most `MODEL_PREEMPTIONS` (2 if not set)
 /// preemptions in an execution.
 fn check(name: &str, body: impl Fn() + Send + Sync + 'static) {
     // Idle tables and the like are one process's: one test at a time.
@@ -32,7 +32,7 @@ fn check(name: &str, body: impl Fn() + Send + Sync + 'static) {
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
     let preemptions = std::env::var("MODEL_PREEMPTIONS").ok();
-    let preemptions = preemptions.and_then(|text| text.parse().ok()).unwrap_or(3);
+    let preemptions = preemptions.and_then(|text| text.parse().ok()).unwrap_or(2);
     let executions = Arc::new(AtomicUsize::new(0));
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(preemptions);

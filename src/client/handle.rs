@@ -335,7 +335,12 @@ impl Client {
             return ClientUsage::default();
         }
         let _cold = Cold::enter(thread::attached());
-        usage(self.slot, reading::of(self.slot))
+        let usage = usage(self.slot, reading::of(self.slot));
+        // The slot may have gone to the next client meanwhile.
+        if self.slot.generation() != self.generation {
+            return ClientUsage::default();
+        }
+        usage
     }
 
     /// Moves the client to another tier: its limits become that tier's, but

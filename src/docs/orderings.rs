@@ -98,12 +98,13 @@
 //! | | `version` | odd, release fence; even with `Release`; read with `Acquire`, acquire fence | a seqlock a record; its one writer is whoever has the block |
 //! | `ledger/fork.rs` | `cold`, `TABLELESS`, `FORKING` | `SeqCst` fences | Dekker's pattern: announce, fence, look; either the thread sees the fork or the fork sees the thread. Leaving stores with `Release`, waiting loads with `Acquire` |
 //! | `registry/slot.rs` | everything written under the lock | `Relaxed` | the lock orders it |
-//! | | `state`, `generation` | `Release` / `Acquire` | read without the lock by handles |
+//! | | `state`, `generation` | `Release` / `Acquire` | read without the lock by handles, the state first: a generation that is still the old one then says whose state it was |
 //! | | `parent`, `children` | `Release` / `Acquire` to come and go | a request budget has its parent before its first account, and loses it after the last is barred |
 //! | | `sequence` | odd, release fence; even with `Release`; read with `Acquire`, acquire fence | a seqlock: a torn set of figures is noticed. The figures are atomics, so no figure is torn |
 //! | | `holds` | `SeqCst` fences | Dekker's pattern against `state`: add, fence, look at the state; store the state, fence, look at the holds |
 //! | | settled totals | `Relaxed` read-modify-writes | sums; nobody derives anything else from them |
-//! | `registry/budget.rs` | `charged`, `limit`, `tentative`, `lent` | `Relaxed` | each decision is one compare-and-swap of one word, whose modification order says who got the last bytes; they publish nothing else |
+//! | `registry/budget.rs` | `charged`, `limit`, `lent` | `Relaxed` | each decision is one compare-and-swap of one word, whose modification order says who got the last bytes; they publish nothing else |
+//! | | `charged` and `tentative` of a tier | `charged` up with `Release`, loaded with `Acquire`; `tentative` begins with `Acquire`, ends with `Release` | what is seen in `charged` has begun, and what has ended is gone from it: so a refusal that a charge caused which is taken back is noticed |
 //! | | `waiting` | `SeqCst` to begin, `Relaxed` to end and to look | set before the walk that takes credit back; that walk takes each slot's lock, so whoever draws credit later sees it |
 //! | `registry/table.rs` | chunks, `len` | `Release` / `Acquire` | slots are initialised before they are reachable |
 //! | `registry/events.rs` | `stamp` | claimed with `Acquire`, release fence; even with `Release`; read with `Acquire`, acquire fence | a seqlock a record; a writer that meets another gives up its own |
@@ -123,3 +124,33 @@
 //! `charged`. Accounts that are being settled meanwhile would be missed or
 //! counted twice; the slot's sequence shows that, and after 16 attempts the lock
 //! is taken.
+//!
+//! # What is checked, and by what
+//!
+//! `scripts/model.sh` runs the real code, not a copy of it: `sync.rs` hands out
+//! a checker's atomics, locks and threads in place of the real ones.
+//!
+//! | | `loom`: all executions of two threads, weak memory | `shuttle`: many schedules of whole threads, sequentially consistent |
+//! |---|---|---|
+//! | publish, then check | charge, free and withdraw against `revoke` | two owners, revokers of one client and of a memory, a limit that moves: no byte over, none refused that fits, all of it there afterwards |
+//! | scopes and removal | `pin` against `for_removal` | scopes of a stale handle while the slot goes to the next client; request budgets |
+//! | `holds` and `state` | `hold`, `is_active` against `is_held`, `close`, `open` | the same through handles and blocks |
+//! | the slot's sequence | one account settled under one reading | eviction, thread exit and a remote free under readings |
+//! | budgets | a charge that is taken back; the last bytes | the same with three threads, and loans |
+//! | leaves of the page map | two threads make one | the same |
+//! | the event ring | a reader, and a second writer, of a place that is written anew | two writers that go round twice |
+//! | blocks | | pin, spill, discard, renew, pass on, drop, removal of the owner |
+//!
+//! What this does not show. Tables are small under a checker (four accounts a
+//! thread, two events, few attempts), and so are the tests: two to four threads
+//! and a handful of steps. `shuttle` takes samples. `loom` stops at a number of
+//! preemptions, lets loads be stale but runs stores in program order, and gives
+//! each read-modify-write the newest value; that a leaf's zeroes are there before
+//! the leaf is the kernel's and the `Release` store's doing, not the model's.
+//! `fork` and the inner allocators are not modelled.
+//!
+//! No model knows the asymmetric fence: in both, `light_fence` and `heavy_fence`
+//! are full (`SeqCst`) fences. That a compiler fence and `membarrier` do as well
+//! rests on the argument above and is tried on the machine (`litmus.rs`): an
+//! owner's charge, behind stores that are slow to drain, races with a revoker,
+//! and with `membarrier` the two never get the same bytes.

@@ -21,6 +21,10 @@ fn what_a_stale_handle_does_is_never_charged_to_the_next_client() {
                 let second = Bytes::of(&old, 20);
                 drop(first);
                 drop(second);
+                // All of its own, or nothing any more: never the next one's.
+                let usage = old.usage();
+                assert_ne!(usage.live_bytes, 7, "{usage:?}");
+                assert_ne!(usage.total_bytes, 7, "{usage:?}");
             })
         };
         memory.remove_client("old").unwrap();
