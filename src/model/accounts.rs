@@ -67,11 +67,17 @@ fn an_eviction_gives_back_credit_that_another_thread_needs() {
         let worker = {
             let clients = clients.clone();
             thread::spawn(move || {
-                let _scope = clients[1].enter();
+                let scope = clients[1].enter();
                 drop(Bytes::of(&clients[0], 40));
                 drop(Bytes::of(&clients[2], 8));
                 drop(Bytes::of(&clients[3], 8));
                 drop(Bytes::of(&clients[0], 40));
+                let in_scope = Bytes::new(24);
+                drop(scope);
+                let outside = Bytes::new(16);
+                let live = |at: usize| clients[at].usage().live_bytes;
+                assert_eq!((live(1), live(2), live(3)), (24, 0, 0));
+                drop((in_scope, outside));
             })
         };
         // Fits beside the worker's 40 bytes, never with its credit.

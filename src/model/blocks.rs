@@ -77,6 +77,7 @@ fn a_block_that_changes_hands_while_it_is_discarded_is_charged_once() {
         let press = strict(&memory, "press", MAX);
         let block = memory.allocate_for_client("acme", BLOCK).unwrap();
         let other = memory.allocate_for_client("acme", BLOCK).unwrap();
+        let new_owner = press.clone();
         let owner = thread::spawn(move || {
             let mut block = block;
             block.charge_to(&press).unwrap();
@@ -87,12 +88,21 @@ fn a_block_that_changes_hands_while_it_is_discarded_is_charged_once() {
             }
             block.renew().unwrap();
             assert_eq!(press.usage().live_allocations, 1);
+            block
         });
         let dropper = thread::spawn(move || drop(other));
         memory.reclaim_unused_memory();
         memory.reclaim_unused_memory();
-        owner.join().unwrap();
+        let mut block = owner.join().unwrap();
         dropper.join().unwrap();
+        block.renew().unwrap();
+        let usage = new_owner.usage();
+        assert_eq!(
+            (usage.live_bytes, usage.block_bytes),
+            (BLOCK as u64, BLOCK as u64)
+        );
+        assert_eq!(new_owner.slot().idle_block_bytes(), BLOCK as u64);
+        drop(block);
         end(&memory, &["acme", "press"]);
     });
 }
@@ -103,7 +113,7 @@ fn a_block_of_a_removed_client_is_somebodys_or_was_refused() {
     check("blocks and removal", || {
         let memory = memory(ReclaimPolicy::Keep);
         let acme = strict(&memory, "acme", MAX);
-        let press = strict(&memory, "press", MAX);
+        let _press = strict(&memory, "press", MAX);
         let owner = {
             let (memory, acme) = (memory.clone(), acme.clone());
             thread::spawn(move || {

@@ -40,6 +40,33 @@ fn credit_taken_back_from_running_owners_is_neither_lost_nor_spent_twice() {
     });
 }
 
+/// Either the owner has its 60 bytes or the revoker all but 59: an owner that
+/// is caught between storing its balance and reading its ceiling has both.
+#[test]
+fn an_owner_and_a_revoker_never_both_have_the_last_bytes() {
+    check("the last bytes", || {
+        let memory = memory(1 << 20);
+        let client = strict(&memory, "acme", MAX);
+        let oracle = Oracle::new(MAX);
+        let owner = {
+            let (client, oracle) = (client.clone(), oracle.clone());
+            thread::spawn(move || {
+                let _scope = client.enter();
+                for _ in 0..6 {
+                    drop(oracle.ask(60));
+                }
+            })
+        };
+        let scope = client.enter();
+        for _ in 0..2 {
+            drop(oracle.ask(MAX as usize - 59));
+        }
+        drop(scope);
+        owner.join().unwrap();
+        settle(&memory, client, "acme", MAX);
+    });
+}
+
 /// Both need what the other has drawn: two revokers at once.
 #[test]
 fn owners_that_revoke_each_other_each_get_what_fits() {
