@@ -243,6 +243,10 @@ struct Claimed {
 
 impl Drop for Claimed {
     fn drop(&mut self) {
+        // A block lives for a while: others may be granted theirs meanwhile.
+        for _ in 0..4 {
+            crate::sync::fence(core::sync::atomic::Ordering::SeqCst);
+        }
         self.oracle.books().live -= self.bytes;
         drop(self.block.take());
         self.oracle.books().claimed -= self.bytes;

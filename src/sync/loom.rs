@@ -112,6 +112,10 @@ macro_rules! counts {
                 self.object().fetch_add(value, order)
             }
 
+            pub(crate) fn fetch_max(&self, value: $value, order: Ordering) -> $value {
+                self.object().fetch_max(value, order)
+            }
+
             pub(crate) fn fetch_sub(&self, value: $value, order: Ordering) -> $value {
                 self.object().fetch_sub(value, order)
             }
@@ -125,6 +129,7 @@ atomic!(AtomicU8, u8);
 atomic!(AtomicU32, u32);
 atomic!(AtomicU64, u64);
 atomic!(AtomicI64, i64);
+counts!(AtomicU8, u8);
 counts!(AtomicU32, u32);
 counts!(AtomicU64, u64);
 counts!(AtomicI64, i64);

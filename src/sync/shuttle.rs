@@ -101,6 +101,11 @@ macro_rules! counts {
                 self.0.fetch_add(value, Ordering::SeqCst)
             }
 
+            pub(crate) fn fetch_max(&self, value: $value, _: Ordering) -> $value {
+                point();
+                self.0.fetch_max(value, Ordering::SeqCst)
+            }
+
             pub(crate) fn fetch_sub(&self, value: $value, _: Ordering) -> $value {
                 point();
                 self.0.fetch_sub(value, Ordering::SeqCst)
@@ -115,6 +120,7 @@ atomic!(AtomicU8, u8);
 atomic!(AtomicU32, u32);
 atomic!(AtomicU64, u64);
 atomic!(AtomicI64, i64);
+counts!(AtomicU8, u8);
 counts!(AtomicU32, u32);
 counts!(AtomicU64, u64);
 counts!(AtomicI64, i64);
