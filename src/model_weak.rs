@@ -276,7 +276,7 @@ fn a_record_is_whole_or_not_there() {
     check("the event ring", || {
         let events = Arc::new(Events::new());
         let leave = |events: &Events, number: u64| {
-            events.leave(EventKind::Refused, 0, number as u32, 1, refusal(number));
+            events.leave(EventKind::Refused, 0, number as u32, 1, refusal(number), 0);
         };
         for number in 0..2 {
             leave(&events, number);
@@ -302,7 +302,7 @@ fn two_writers_never_mix_their_records() {
     check("writers of one record", || {
         let events = Arc::new(Events::new());
         let leave = |events: &Events, number: u64| {
-            events.leave(EventKind::Refused, 0, number as u32, 1, refusal(number));
+            events.leave(EventKind::Refused, 0, number as u32, 1, refusal(number), 0);
         };
         for number in 0..2 {
             leave(&events, number);

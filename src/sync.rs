@@ -10,6 +10,8 @@
 #[cfg(not(all(test, any(tiered_allocator_loom, tiered_allocator_shuttle))))]
 mod real {
     pub(crate) use core::hint::spin_loop;
+    #[cfg(feature = "profile")]
+    pub(crate) use core::sync::atomic::AtomicUsize;
     pub(crate) use core::sync::atomic::{
         AtomicBool, AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, fence,
     };

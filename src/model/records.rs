@@ -29,7 +29,7 @@ fn a_record_is_whole_or_not_there() {
                 thread::spawn(move || {
                     for turn in 0..4 {
                         let number = writer * 10 + turn;
-                        events.leave(EventKind::Refused, 0, number as u32, 1, refusal(number));
+                        events.leave(EventKind::Refused, 0, number as u32, 1, refusal(number), 0);
                     }
                 })
             })

@@ -129,10 +129,12 @@ atomic!(AtomicU8, u8);
 atomic!(AtomicU32, u32);
 atomic!(AtomicU64, u64);
 atomic!(AtomicI64, i64);
+atomic!(AtomicUsize, usize);
 counts!(AtomicU8, u8);
 counts!(AtomicU32, u32);
 counts!(AtomicU64, u64);
 counts!(AtomicI64, i64);
+counts!(AtomicUsize, usize);
 
 /// A thread reads its own words as they are.
 pub(crate) unsafe fn load_own_u64(word: &AtomicU64) -> u64 {

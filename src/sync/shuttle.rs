@@ -120,10 +120,12 @@ atomic!(AtomicU8, u8);
 atomic!(AtomicU32, u32);
 atomic!(AtomicU64, u64);
 atomic!(AtomicI64, i64);
+atomic!(AtomicUsize, usize);
 counts!(AtomicU8, u8);
 counts!(AtomicU32, u32);
 counts!(AtomicU64, u64);
 counts!(AtomicI64, i64);
+counts!(AtomicUsize, usize);
 
 /// A word that the calling thread alone stores to, loaded as plain memory: the
 /// comparison that follows may take it from there, in one instruction.

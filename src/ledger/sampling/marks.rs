@@ -6,6 +6,7 @@ use super::watch::{self, watches};
 use crate::ledger::thread;
 use crate::owner::Tag;
 use crate::registry::slot::Slot;
+use crate::sync::thread_local;
 use core::cell::Cell;
 
 /// The calling thread's place on its line.

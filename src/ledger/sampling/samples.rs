@@ -12,10 +12,9 @@
 use crate::ledger::fork::Cold;
 use crate::ledger::thread;
 use crate::owner::{INDEX_BITS, Tag};
-use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, Lock, Ordering};
+use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Lock, Ordering, fence};
 use crate::sys;
 use core::ptr;
-use core::sync::atomic::{AtomicUsize, fence};
 
 /// Frames that a sample keeps, innermost first.
 pub(crate) const FRAMES: usize = 59;
