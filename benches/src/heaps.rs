@@ -5,6 +5,7 @@
 //! global allocator (`__rust_alloc` and its kin), and nothing about a size is
 //! known in there.
 
+use crate::growth::Header;
 use crate::trailer::Trailer;
 use cap::Cap;
 use mimalloc::MiMalloc;
@@ -43,6 +44,9 @@ heaps! {
     Trailer<System> = Trailer(System);
     Trailer<MiMalloc> = Trailer(MiMalloc);
     Trailer<Jemalloc> = Trailer(Jemalloc);
+    Header<System> = Header::new(System);
+    Header<MiMalloc> = Header::new(MiMalloc);
+    Header<Jemalloc> = Header::new(Jemalloc);
     Cap<System> = Cap::new(System, 64 << 20);
     StatsAlloc<System> = StatsAlloc::system();
     Tracking<System> = Tracking::system();

@@ -3,9 +3,12 @@
 //! `check` fails if an allocation takes more instructions than it did.
 
 mod count;
+mod growth;
 mod heaps;
 mod instructions;
+mod page;
 mod plot;
+mod programs;
 mod report;
 mod rows;
 mod runner;
@@ -21,11 +24,14 @@ use tracking_allocator::{AllocationGroupId, AllocationRegistry, AllocationTracke
 static HEAP: TieredAllocator = TieredAllocator::system();
 
 const USAGE: &str = "\
-tiered_allocator_bench report            measure everything, write BENCHMARKS.md
+tiered_allocator_bench report            measure everything but what follows, write BENCHMARKS.md
+tiered_allocator_bench programs [RUNS]   measure whole programs, write their section of it
+tiered_allocator_bench growth            measure growth and overhead, write their section
 tiered_allocator_bench rows              only the comparisons, to the terminal
 tiered_allocator_bench facts [PART]      only the rest, or what PART names
 tiered_allocator_bench check             compare instruction counts with their limits
-tiered_allocator_bench count glibc|mimalloc|jemalloc bare|tiered pair|constant|scope COUNT";
+tiered_allocator_bench count glibc|mimalloc|jemalloc bare|tiered pair|constant|scope COUNT
+tiered_allocator_bench hold glibc|mimalloc|jemalloc bare|tiered|header SIZE COUNT";
 
 /// What `tracking-allocator` calls: it leaves the counting to its user.
 struct Count;
@@ -84,6 +90,34 @@ fn main() -> ExitCode {
                     "{}: {:.3} ± {:.3} {}",
                     fact.name, fact.figure.median, fact.figure.mad, fact.unit
                 );
+            }
+        }
+        ["programs", ref runs @ ..] => {
+            let runs = runs.first().map_or(Ok(11), |runs| runs.parse());
+            let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+            match runs.map(|runs| programs::write(&root, runs)) {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    eprintln!("the programs could not be measured: {error}");
+                    return ExitCode::FAILURE;
+                }
+                Err(_) => {
+                    eprintln!("{USAGE}");
+                    return ExitCode::FAILURE;
+                }
+            }
+        }
+        ["growth"] => {
+            let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+            if let Err(error) = growth::write(&root) {
+                eprintln!("the growth could not be measured: {error}");
+                return ExitCode::FAILURE;
+            }
+        }
+        ["hold", inner, kind, size, count] => {
+            if growth::hold(inner, kind, size, count).is_none() {
+                eprintln!("{USAGE}");
+                return ExitCode::FAILURE;
             }
         }
         ["check"] => {

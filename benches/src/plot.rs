@@ -85,3 +85,87 @@ pub fn svg(rows: &[Row]) -> String {
     svg.push_str("</svg>\n");
     svg
 }
+
+/// A title and named lines of points.
+pub type Chart<'a> = (String, Vec<(&'a str, Vec<(f64, f64)>)>);
+
+const COLORS: [&str; 3] = ["#777777", "#3b6ea8", "#c0392b"];
+const PANEL: f64 = 190.0;
+
+/// One panel a chart, below each other; x is logarithmic, y starts at 0.
+pub fn lines(charts: &[Chart<'_>]) -> String {
+    let width = 760.0;
+    let (left, right, high) = (60.0, 640.0, 130.0);
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width:.0} {:.0}\" \
+         font-family=\"sans-serif\" font-size=\"11\">\n\
+         <rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n",
+        PANEL * charts.len() as f64 + 10.0,
+    );
+    for (panel, (title, series)) in charts.iter().enumerate() {
+        let bottom = PANEL * panel as f64 + 26.0 + high;
+        let points = || series.iter().flat_map(|(_, points)| points);
+        let bounds = points().fold(
+            (f64::MAX, 1.0_f64, 0.0_f64),
+            |(least, most, top), &(x, y)| (least.min(x), most.max(x), top.max(y)),
+        );
+        let (least, most, top) = bounds;
+        let at = |x: f64, y: f64| {
+            let share = (x / least).ln() / (most / least).ln();
+            (left + (right - left) * share, bottom - high * y / top)
+        };
+        let _ = writeln!(
+            svg,
+            "<text x=\"12\" y=\"{:.0}\" font-weight=\"bold\">{title}</text>",
+            bottom - high - 8.0,
+        );
+        for quarter in 0..=4 {
+            let y = top * f64::from(quarter) / 4.0;
+            let (_, line) = at(least, y);
+            let _ = writeln!(
+                svg,
+                "<line x1=\"{left}\" y1=\"{line:.1}\" x2=\"{right}\" y2=\"{line:.1}\" \
+                 stroke=\"#dddddd\"/><text x=\"{:.0}\" y=\"{:.1}\" text-anchor=\"end\">{y:.1}</text>",
+                left - 6.0,
+                line + 4.0,
+            );
+        }
+        if let Some((_, points)) = series.first() {
+            let mut free_from = 0.0;
+            for &(x, _) in points {
+                let (place, _) = at(x, 0.0);
+                if place >= free_from {
+                    free_from = place + 44.0;
+                    let _ = writeln!(
+                        svg,
+                        "<text x=\"{place:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{x}</text>",
+                        bottom + 14.0,
+                    );
+                }
+            }
+        }
+        for (number, (name, points)) in series.iter().enumerate() {
+            // The middle one of the three is this crate, as the second is of two.
+            let color = if series.len() == 1 {
+                COLORS[1]
+            } else {
+                COLORS[number % 3]
+            };
+            let path: Vec<String> = points
+                .iter()
+                .map(|&(x, y)| at(x, y))
+                .map(|(x, y)| format!("{x:.1},{y:.1}"))
+                .collect();
+            let _ = writeln!(
+                svg,
+                "<polyline points=\"{}\" fill=\"none\" stroke=\"{color}\" stroke-width=\"2\"/>\n\
+                 <text x=\"{:.0}\" y=\"{:.0}\" fill=\"{color}\">{name}</text>",
+                path.join(" "),
+                right + 12.0,
+                bottom - high + 14.0 * (number as f64 + 1.0),
+            );
+        }
+    }
+    svg.push_str("</svg>\n");
+    svg
+}

@@ -1,6 +1,8 @@
-//! Writes `BENCHMARKS.md` and `docs/benchmarks.svg`.
+//! Writes `BENCHMARKS.md` and `docs/benchmarks.svg`. The sections of the page
+//! that have commands of their own stay as they are.
 
 use crate::instructions::{self, COUNTED, INNER};
+use crate::page;
 use crate::rows::{self, Effort, Fact, Row};
 use std::fmt::Write as _;
 use std::path::Path;
@@ -17,7 +19,7 @@ struct Counted {
 
 /// Measures everything and writes both files below `root`.
 pub fn write(root: &Path, effort: Effort) -> io::Result<()> {
-    let load_before = load();
+    let load_before = page::load();
     let facts = rows::facts(effort, "");
     let rows = rows::allocators(effort);
     eprintln!("instructions");
@@ -30,12 +32,15 @@ pub fn write(root: &Path, effort: Effort) -> io::Result<()> {
             counts: instructions::bare_and_tiered(inner, workload),
         })
         .collect();
-    let machine = machine(&load_before, &load());
+    let machine = machine(&load_before, &page::load());
+    let kept = ["programs", "growth"]
+        .map(|name| page::kept(root, name))
+        .join("\n");
     fs::create_dir_all(root.join("docs"))?;
     fs::write(root.join("docs/benchmarks.svg"), crate::plot::svg(&rows))?;
     fs::write(
         root.join("BENCHMARKS.md"),
-        markdown(&machine, effort, &rows, &facts, &counted),
+        markdown(&machine, effort, &rows, &facts, &counted, &kept),
     )
 }
 
@@ -45,6 +50,7 @@ fn markdown(
     rows: &[Row],
     facts: &[Fact],
     counted: &[Counted],
+    kept: &str,
 ) -> String {
     let mut text = String::new();
     let rounds = effort.rounds;
@@ -127,7 +133,7 @@ fn markdown(
             verdict(fact.goal, fact.met()),
         );
     }
-    let _ = write!(text, "\n{NOTES}");
+    let _ = write!(text, "\n{kept}\n{NOTES}");
     text
 }
 
@@ -140,17 +146,11 @@ fn goal(goal: f64, sign: &str) -> String {
 }
 
 fn verdict(goal: f64, met: Option<bool>) -> &'static str {
-    match (goal.is_finite(), met) {
-        (false, _) => "",
-        (true, Some(true)) => "yes",
-        (true, Some(false)) => "**no**",
-        (true, None) => "within noise",
+    if goal.is_finite() {
+        page::verdict(met)
+    } else {
+        ""
     }
-}
-
-fn load() -> String {
-    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    load.split_whitespace().next().unwrap_or("?").to_owned()
 }
 
 fn machine(load_before: &str, load_after: &str) -> String {
