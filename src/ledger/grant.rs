@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 /// How often a charge goes back to take credit from others before it accepts
 /// a refusal by a tier or a memory.
-const ROUNDS: usize = bound(64, 8);
+const ROUNDS: usize = bound(64, 16);
 
 /// A request waits to try again; see [`Tree::waiting`].
 struct Waiting(Arc<Tree>);

@@ -17,7 +17,7 @@ use crate::sys;
 /// How long to wait for an owner that is between publishing a charge and
 /// withdrawing it. It needs no lock for that, only to run; a thread that will
 /// never run again (another one's, in a forked child) must not hold us up.
-const PATIENCE: usize = bound(10_000, 4);
+const PATIENCE: usize = bound(10_000, 100);
 
 fn accounts_of(locked: &Locked) -> impl Iterator<Item = &'static Account> + use<> {
     let tag = locked.slot().tag();
@@ -145,12 +145,25 @@ fn has_credit(tree: &Tree, missing: u64, concerns: impl Fn(&'static Slot) -> boo
     for table in table::owned() {
         for (_, account) in table.accounts() {
             let slot = account.tag().index().and_then(|index| REGISTRY.slot(index));
-            if slot.is_some_and(|slot| slot.is_in(tree) && concerns(slot)) {
-                credit = credit.saturating_add(unused(account));
+            if let Some(slot) = slot.filter(|slot| slot.is_in(tree) && concerns(slot)) {
+                credit = credit.saturating_add(settled_credit(slot, account));
             }
         }
     }
     credit > 0 && credit >= missing
+}
+
+/// The account's unused credit, when nobody is in the middle of moving it: what
+/// an owner has charged and not yet placed would be seen nowhere.
+fn settled_credit(slot: &'static Slot, account: &Account) -> u64 {
+    if let Some(sequence) = slot.quiet_sequence() {
+        let credit = unused(account);
+        if slot.unchanged_since(sequence) {
+            return credit;
+        }
+    }
+    let _locked = slot.lock();
+    unused(account)
 }
 
 /// The account's unused credit. An attempt about to be withdrawn hides it;
