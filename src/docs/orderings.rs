@@ -90,6 +90,7 @@
 //! |---|---|---|---|
 //! | `ledger/account.rs` | `allocated`, `allocs`, `frees` | `Relaxed`, `allocated` read with `Acquire` | one writer; a reader loads `allocated` before `balance`, so what it takes for freed is never more than was |
 //! | | `tag` | `Release` to claim, `Relaxed` to read | the owner reads its own; others look for the account under the slot's lock |
+//! | `ledger/revoke.rs` | credit, before anybody is barred | with the slot's `sequence`, else under its lock | between a charge and the new window the bytes are in the budget and in no account; overlooked, they would make a false refusal |
 //! | `ledger/table.rs` | list of tables, `next` | `Release` / `Acquire` | a table is complete before it is reachable; the list only grows |
 //! | | `used` bits | `Relaxed` | stored by the owner under the lock of the slot that comes or goes, which whoever needs the truth holds |
 //! | | `spare_leaf`, `owned` | `Relaxed` | the owner's; handed on under the lock of the list of idle tables |
