@@ -75,7 +75,7 @@
 //! - `unwind`: on nightly Rust, a refused allocation in code that cannot fail
 //!   unwinds to [`Client::run`] instead of aborting the process.
 //! - `tokio`, `rayon`, `tower`, `tracing`, `tracing-subscriber`, `metrics`,
-//!   `allocator-api2`: see [`integrations`].
+//!   `allocator-api2`, `lru`, `quick_cache`: see [`integrations`].
 //! - `serde`: `Serialize` for [`Snapshot`], [`Event`], [`QuotaExceeded`] and what
 //!   they are made of; see [`Snapshot`] for the names.
 //! - `snapshot-socket`: on Unix, snapshots over a local socket, for other

@@ -14,6 +14,10 @@
 //! | a map, a vector, a box | `allocator_api2`: a client is an allocator | `allocator-api2` |
 //! | an HTTP request: handler, body, answer | `tower::TenantLayer` | `tower` |
 //!
+//! Caches that give back their coldest entries when memory is short:
+//! `lru::offer` and `quick_cache::offer`, each with the feature of its name;
+//! any other by [`Client::register_reclaimer`](crate::Client::register_reclaimer).
+//!
 //! With the feature `tracing`, the events of a memory reach whoever listens
 //! to `tracing`; with `metrics`, its figures reach Prometheus, OpenTelemetry or
 //! another recorder; with `snapshot-socket`, other programs of the same user
@@ -26,12 +30,18 @@
 
 #[cfg(feature = "allocator-api2")]
 pub mod allocator_api2;
+#[cfg(feature = "lru")]
+pub mod lru;
 #[cfg(feature = "metrics")]
 pub mod metrics;
+#[cfg(feature = "quick_cache")]
+pub mod quick_cache;
 #[cfg(feature = "rayon")]
 pub mod rayon;
 #[cfg(all(feature = "snapshot-socket", unix))]
 pub mod snapshot_socket;
+#[cfg(any(feature = "lru", feature = "quick_cache"))]
+mod share;
 #[cfg(feature = "tokio")]
 pub mod tokio;
 #[cfg(feature = "tower")]
