@@ -38,10 +38,10 @@ pub mod metrics;
 pub mod quick_cache;
 #[cfg(feature = "rayon")]
 pub mod rayon;
-#[cfg(all(feature = "snapshot-socket", unix))]
-pub mod snapshot_socket;
 #[cfg(any(feature = "lru", feature = "quick_cache"))]
 mod share;
+#[cfg(all(feature = "snapshot-socket", unix))]
+pub mod snapshot_socket;
 #[cfg(feature = "tokio")]
 pub mod tokio;
 #[cfg(feature = "tower")]
