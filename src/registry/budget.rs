@@ -8,7 +8,8 @@
 //! - Σ over the tier's clients of `max(guarantee, charged - overdrawn)` =
 //!   `tier.charged`, and the same over all clients, plus `lent`, =
 //!   `root.charged`.
-//! - Σ over clients of `overdrawn` = `headroom.charged + lent`.
+//! - Σ over clients of `overdrawn` = `headroom.charged + lent`, and the same
+//!   over a tier's clients = `tier.owed`.
 //! - `charged <= limit` at every node that nobody forced (an observed client,
 //!   or a limit lowered below what was charged).
 //!
@@ -132,6 +133,8 @@ pub(crate) struct Node {
     tentative: AtomicU64,
     /// A tier's: the guarantees of its clients, part of `charged`.
     guaranteed: AtomicU64,
+    /// A tier's: the overdrafts of its clients, no part of `charged`.
+    owed: AtomicU64,
     /// A tier's: the higher, the later it gives way.
     precedence: AtomicU8,
 }
@@ -146,6 +149,7 @@ impl Node {
             limit: AtomicU64::new(limit),
             tentative: AtomicU64::new(0),
             guaranteed: AtomicU64::new(0),
+            owed: AtomicU64::new(0),
             precedence: AtomicU8::new(0),
         }
     }
@@ -174,6 +178,10 @@ impl Node {
     pub(crate) fn borrowed(&self) -> u64 {
         let guaranteed = self.guaranteed.load(Ordering::Relaxed);
         self.charged().saturating_sub(guaranteed)
+    }
+
+    fn owed(&self) -> u64 {
+        self.owed.load(Ordering::Relaxed)
     }
 
     fn room(&self) -> u64 {
@@ -300,10 +308,34 @@ impl Tree {
         self.tiers.iter().filter(lower).map(Node::borrowed).sum()
     }
 
-    /// Whether lower tiers have borrowed enough to make up for `bytes` more
-    /// lent to a client of this tier.
-    pub(crate) fn can_be_made_up(&self, tier: usize, bytes: u64) -> bool {
-        self.overdrawn().saturating_add(bytes) <= self.borrowed_below(tier)
+    /// How much more could be lent to clients of this tier for what lower tiers
+    /// have borrowed; `None` if what is lent already is more than that. Lower
+    /// tiers' own overdrafts are no claim on it. A tier whose aggregate limit
+    /// could bind is lent nothing: loans are no part of what that counts.
+    pub(crate) fn can_be_made_up(&self, tier: usize) -> Option<u64> {
+        let node = &self.tiers[tier];
+        let total = self.root.limit().saturating_add(self.headroom.limit());
+        if node.limit() < total {
+            return None;
+        }
+        let precedence = node.precedence();
+        let claims = |node: &&Node| node.precedence() >= precedence;
+        let owed: u64 = self.tiers.iter().filter(claims).map(Node::owed).sum();
+        self.borrowed_below(tier).checked_sub(owed)
+    }
+
+    /// Overdrafts of tiers of a higher precedence than this one's.
+    fn owed_above(&self, node: &Node) -> u64 {
+        let precedence = node.precedence();
+        let higher = |node: &&Node| node.precedence() > precedence;
+        self.tiers.iter().filter(higher).map(Node::owed).sum()
+    }
+
+    /// An overdraft of one of the tier's clients became another.
+    pub(crate) fn change_owed(&self, tier: usize, from: u64, to: u64) {
+        let owed = &self.tiers[tier].owed;
+        owed.fetch_add(to, Ordering::Relaxed);
+        owed.fetch_sub(from, Ordering::Relaxed);
     }
 
     /// A guarantee of one of the tier's clients became another.
@@ -327,7 +359,7 @@ impl Tree {
     /// Charges the root for a tier, and calls the reclaimer if that is much.
     fn charge_root(&self, node: &Node, bytes: u64) -> Result<(), (u64, u64)> {
         let held_back = if self.is_held_back(node) {
-            self.overdrawn()
+            self.owed_above(node)
         } else {
             0
         };
@@ -354,7 +386,7 @@ impl Tree {
                 Ok(())
             }
             Reach::Headroom => self.lend(bytes),
-            Reach::Ahead if self.can_be_made_up(tier, bytes) => self.lend(bytes),
+            Reach::Ahead if self.can_be_made_up(tier) >= Some(bytes) => self.lend(bytes),
             Reach::Ahead => Err(self.exhausted(bytes)),
             Reach::Limits | Reach::PastRequests => loop {
                 match self.charge_within(node, bytes) {

@@ -172,9 +172,8 @@ impl Locked {
         let slots = core::iter::successors(Some(self.slot), |slot| slot.parent());
         let own = slots.map(Slot::room).min().unwrap_or(0);
         self.tree().map_or(0, |tree| {
-            let borrowed = tree.borrowed_below(self.slot.tier());
-            own.min(tree.headroom_room())
-                .min(borrowed.saturating_sub(tree.overdrawn()))
+            let others = tree.can_be_made_up(self.slot.tier()).unwrap_or(0);
+            own.min(tree.headroom_room()).min(others)
         })
     }
 
@@ -241,7 +240,7 @@ impl Locked {
                         .inspect_err(|_| tree.repay(lent))?;
                     lent = wanted;
                 }
-                slot.overdrawn.store(overdrawn + lent, Ordering::Relaxed);
+                self.set_overdrawn(tree, overdrawn + lent);
             } else {
                 let guarantee = slot.guarantee.load(Ordering::Relaxed);
                 let above = budget::lifted(guarantee, charged - overdrawn, grown - overdrawn);
@@ -271,9 +270,9 @@ impl Locked {
     pub(crate) fn is_lent_ahead(&self) -> bool {
         let slot = self.slot;
         slot.charged() <= slot.max.load(Ordering::Relaxed)
-            && self
-                .tree()
-                .is_some_and(|tree| slot.overdrawn() > 0 && tree.can_be_made_up(slot.tier(), 0))
+            && self.tree().is_some_and(|tree| {
+                slot.overdrawn() > 0 && tree.can_be_made_up(slot.tier()).is_some()
+            })
     }
 
     /// Moves as much of an overdraft as fits the limits by now from the
@@ -287,7 +286,7 @@ impl Locked {
         let (covered, lifted) = self.fitting(tree, slot.charged() - overdrawn, overdrawn);
         if tree.charge(slot.tier(), lifted, Reach::Limits).is_ok() {
             tree.repay(covered);
-            slot.overdrawn.store(overdrawn - covered, Ordering::Relaxed);
+            self.set_overdrawn(tree, overdrawn - covered);
         }
     }
 
@@ -304,7 +303,7 @@ impl Locked {
             let repaid = bytes.min(overdrawn);
             if repaid > 0 {
                 tree.repay(repaid);
-                slot.overdrawn.store(overdrawn - repaid, Ordering::Relaxed);
+                self.set_overdrawn(tree, overdrawn - repaid);
             }
             let guarantee = slot.guarantee.load(Ordering::Relaxed);
             let before = charged - overdrawn;
@@ -406,6 +405,12 @@ impl Locked {
         }
     }
 
+    /// Keeps the tier's sum of overdrafts up with the client's own.
+    fn set_overdrawn(&self, tree: &Tree, overdrawn: u64) {
+        let before = self.slot.overdrawn.swap(overdrawn, Ordering::Relaxed);
+        tree.change_owed(self.slot.tier(), before, overdrawn);
+    }
+
     fn store_limits(&mut self, limits: Limits) {
         let slot = self.slot;
         slot.max.store(limits.max, Ordering::Relaxed);
@@ -431,6 +436,8 @@ impl Locked {
                 tree.move_between_tiers(slot.tier(), tier, held);
                 tree.refund(tier, held - wanted);
             }
+            tree.change_owed(slot.tier(), slot.overdrawn(), 0);
+            tree.change_owed(tier, 0, slot.overdrawn());
         }
         self.set_guarantee(slot.tier(), tier, limits.guarantee);
         slot.tier.store(tier as u8, Ordering::Relaxed);
