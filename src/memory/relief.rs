@@ -20,6 +20,8 @@ pub(super) fn charge(
     let tree = &shared.tree;
     let mut until = None;
     loop {
+        // Relief that is tried between the attempt and the wait counts.
+        let relieved = until.map(|_| tree.bell.relieved());
         let refusal = match attempt() {
             Ok(()) => return Ok(()),
             Err(refusal) => refusal,
@@ -32,7 +34,8 @@ pub(super) fn charge(
             && tree.borrowed_below(slot.tier()) >= bytes;
         match until.saturating_duration_since(now) {
             left if may_help && left > Duration::ZERO => {
-                tree.bell.await_relief(left, is_first);
+                let before = relieved.unwrap_or_else(|| tree.bell.relieved());
+                tree.bell.await_relief(before, left, is_first);
             }
             _ => return Err(grant::count_refusal(slot, refusal)),
         }

@@ -166,14 +166,18 @@ impl Bell {
 
     /// Asks for relief and waits until it was tried, for `patience` at most.
     pub(crate) fn press_and_wait(&self, patience: Duration) {
-        self.await_relief(patience, true);
+        self.await_relief(self.relieved(), patience, true);
     }
 
-    /// Waits until relief was tried, for `patience` at most; asks for it first
-    /// if `press` is set.
-    pub(crate) fn await_relief(&self, patience: Duration, press: bool) {
+    /// How often relief was tried.
+    pub(crate) fn relieved(&self) -> u64 {
+        self.lock().relieved
+    }
+
+    /// Waits until relief was tried more often than `before`, for `patience` at
+    /// most; asks for it first if `press` is set.
+    pub(crate) fn await_relief(&self, before: u64, patience: Duration, press: bool) {
         let mut orders = self.lock();
-        let before = orders.relieved;
         if press {
             orders.pressed = true;
             self.wake();
@@ -242,6 +246,18 @@ mod tests {
         bell.alarm();
         assert!(bell.take_alarm());
         assert!(!bell.take_alarm());
+    }
+
+    /// Nobody might try it once more.
+    #[test]
+    fn relief_tried_before_the_wait_began_is_not_waited_for_again() {
+        let bell = Bell::default();
+        let before = bell.relieved();
+        bell.answered(0, true);
+        let began = Instant::now();
+        let patience = Duration::from_secs(60);
+        bell.await_relief(before, patience, false);
+        assert!(began.elapsed() < patience);
     }
 
     #[test]
