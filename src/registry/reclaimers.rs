@@ -185,8 +185,10 @@ impl Reclaimers {
         let all = entries.clone();
         drop(entries);
         // Callbacks own what they like: nothing of it may be dropped under a
-        // lock that they might ask for.
-        drop(gone);
+        // lock that they might ask for, and it may panic on its way out.
+        for entry in gone {
+            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(entry)));
+        }
         all
     }
 }
