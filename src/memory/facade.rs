@@ -52,6 +52,7 @@ impl Drop for Life {
     fn drop(&mut self) {
         self.reclaimer.stop();
         sampling::stop(&self.shared.tree);
+        self.reclaimer.let_go();
         self.shared.close();
     }
 }

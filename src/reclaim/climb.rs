@@ -21,9 +21,10 @@ use crate::registry::budget::{BudgetNode, MAX_TIERS, Refusal};
 use crate::registry::events::EventKind;
 use crate::registry::rungs::Rung;
 use crate::registry::slot::{Slot, State};
-use crate::sync::Ordering;
+use crate::sync::{MutexGuard, Ordering};
 use crate::sys;
 use core::time::Duration;
+use std::sync::TryLockError;
 
 /// Under pressure the reclaimer looks again after this long, and after twice
 /// as long each time that it gained nothing.
@@ -45,6 +46,9 @@ pub(super) struct PressureState {
     pub(super) stopped: Vec<Stopped>,
     /// Clients that were asked to stop during this pressure and gave nothing.
     pub(super) tried: Vec<(u32, u32)>,
+    /// A refused request that clients were asked to stop for: its bytes, whose
+    /// it was, and until when they are.
+    refused: Option<(u64, u32, Duration)>,
     /// Since when clients of each tier have been short.
     short_since: [Option<Duration>; MAX_TIERS],
     pace: Option<Duration>,
@@ -59,6 +63,7 @@ impl PressureState {
             callers: Callers::default(),
             stopped: Vec::new(),
             tried: Vec::new(),
+            refused: None,
             short_since: [None; MAX_TIERS],
             pace: None,
             last_purge: None,
@@ -92,6 +97,16 @@ impl Desk {
         tree.set_alarm(self.ladder.watermarks.high_bytes(tree.root.limit()));
     }
 
+    /// What is remembered, if nobody is at it. A clock of the host's making may
+    /// have panicked under the lock: what was remembered then is good enough.
+    pub(super) fn try_pressure(&self) -> Option<MutexGuard<'_, PressureState>> {
+        match self.pressure.try_lock() {
+            Ok(state) => Some(state),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
     fn count_failed_source(&self) {
         self.shared
             .counts
@@ -102,7 +117,7 @@ impl Desk {
     /// Looks at who is short and what the sources say, and does what that asks
     /// for. `pressed`: also for what clients above their soft limit ask.
     pub(super) fn relieve(&self, pressed: bool) {
-        let Ok(mut state) = self.pressure.try_lock() else {
+        let Some(mut state) = self.try_pressure() else {
             // Somebody is at it, possibly this very thread, further up.
             return;
         };
@@ -247,12 +262,22 @@ impl Desk {
     /// and what was gained.
     fn relieve_shortages(&self, state: &mut PressureState) -> (bool, u64) {
         let tree = &self.shared.tree;
-        if tree.short.is_empty() {
+        let mut refused = tree.short.take_refused();
+        let is_new = refused.is_some();
+        let earlier = state.refused.take();
+        if tree.short.is_empty() && earlier.is_none() {
             self.note_relief(state, &[0; MAX_TIERS]);
             return (false, 0);
         }
-        let precedence = tree.short.precedence();
-        let mut refused = tree.short.take_refused();
+        let now = self.shared.now();
+        let until = match earlier {
+            Some((bytes, client, until)) if !is_new => {
+                refused = (now <= until).then_some((bytes, client));
+                until
+            }
+            _ => now.saturating_add(self.ladder.cancel.unwrap_or_default()),
+        };
+        let wanted = refused;
         let mut short = self.cover_shortages();
         if refused.is_some() || short.iter().any(|&bytes| bytes > 0) {
             // What nobody uses is no reason to take anything from anybody.
@@ -265,8 +290,11 @@ impl Desk {
         let mut gained = 0;
         for tier in order {
             let own = tree.tiers[tier].precedence();
-            let asked = refused.take_if(|_| own == precedence);
+            let asked = refused.take_if(|&mut (_, client)| self.is_of_tier(client, tier));
             let asked = asked.map_or(0, |asked| self.feasible_part(tier, short[tier], asked));
+            if asked > 0 && self.ladder.cancel.is_some() {
+                state.refused = wanted.map(|(bytes, client)| (bytes, client, until));
+            }
             let wanted_bytes = short[tier].saturating_add(asked);
             if wanted_bytes == 0 {
                 continue;
@@ -289,15 +317,27 @@ impl Desk {
         if !is_short {
             tree.short.release();
         }
-        (is_short, gained)
+        if state.stopped.is_empty() {
+            state.refused = None;
+        }
+        (is_short || state.refused.is_some(), gained)
     }
 
-    /// What of a refused request could be had on top of what was lent: all of
-    /// it, or nothing. Nobody is harmed for what cannot be reached.
+    fn is_of_tier(&self, client: u32, tier: usize) -> bool {
+        let tree = &self.shared.tree;
+        REGISTRY
+            .slot(client)
+            .is_some_and(|slot| slot.is_in(tree) && slot.tier() == tier)
+    }
+
+    /// What is missing for a refused request, on top of what was lent and of
+    /// what is free by now: all of it, or nothing if it cannot be had. Nobody
+    /// is harmed for what cannot be reached.
     fn feasible_part(&self, tier: usize, lent: u64, (bytes, client): (u64, u32)) -> u64 {
         let tree = &self.shared.tree;
-        if ladder::is_feasible(lent.saturating_add(bytes), tree.borrowed_below(tier)) {
-            return bytes;
+        let missing = bytes.saturating_sub(tree.room(tier));
+        if ladder::is_feasible(lent.saturating_add(missing), tree.borrowed_below(tier)) {
+            return missing;
         }
         let figures = Refusal {
             node: BudgetNode::Memory,

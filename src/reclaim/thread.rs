@@ -146,6 +146,11 @@ impl Reclaimer {
             let _ = thread.join();
         }
     }
+
+    /// The memory ends: nobody is asked to stop for it any more.
+    pub(crate) fn let_go(&self) {
+        self.desk.let_go();
+    }
 }
 
 impl fmt::Debug for Reclaimer {
@@ -165,10 +170,17 @@ struct Gone<'desk>(&'desk Desk);
 impl Drop for Gone<'_> {
     fn drop(&mut self) {
         self.0.shared.tree.bell.stop();
+        self.0.let_go();
     }
 }
 
 impl Desk {
+    fn let_go(&self) {
+        if let Some(mut state) = self.try_pressure() {
+            self.let_all_go_on(&mut state);
+        }
+    }
+
     /// The thread's whole life.
     fn serve(&self) {
         let bell = &self.shared.tree.bell;
@@ -224,9 +236,8 @@ impl Desk {
         // Not a wait: a client's reclaimer may have called us, in the middle of
         // it all.
         let is_pressed = self
-            .pressure
-            .try_lock()
-            .is_ok_and(|pressure| pressure.pace().is_some());
+            .try_pressure()
+            .is_some_and(|pressure| pressure.pace().is_some());
         let relieve = pressed || alarmed || is_pressed;
         untracked(|| {
             if reclaim {
