@@ -48,6 +48,7 @@ fn free(blocks: Vec<(*mut u8, Layout)>) {
 #[test]
 #[serial]
 fn a_budget_is_exact_and_its_bytes_are_the_clients_too() {
+    assert!(TieredAllocator::is_installed());
     let memory = Memory::new(1 << 30);
     let client = client(&memory, 1 << 20, Enforcement::Strict);
     let budget = client.budget(10_000).unwrap();

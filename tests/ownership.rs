@@ -25,6 +25,7 @@ fn figures(client: &Client) -> (u64, u64) {
 #[test]
 #[serial]
 fn what_a_request_built_can_become_the_caches() {
+    assert!(TieredAllocator::is_installed());
     let memory = Memory::new(1 << 30);
     let request = client(&memory, "request", 1 << 20);
     let cache = client(&memory, "cache", 1 << 20);

@@ -1,7 +1,5 @@
-//! Published failures of systems of this kind, as tests that name them. Others
-//! are named where they are tested: 2 also in `unwind.rs`, 3 in the unit tests
-//! of the budgets, 15 and 20 in `tokio_tasks.rs`, 18 in `ownership.rs`, 24 in
-//! `soft_limit.rs`.
+//! Published failures of systems of this kind, as tests that name them. Where
+//! the others are tested: `docs/VERIFICATION.md`.
 
 mod common;
 
@@ -9,12 +7,15 @@ use common::{Bytes, client};
 use serial_test::serial;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, mpsc};
 use std::time::Duration;
-use tiered_allocator::clock::Clock;
+use tiered_allocator::clock::{Clock, ManualClock};
+use tiered_allocator::pressure::{Figures, Pressure, PressureError, PressureSource, Urgency};
+use tiered_allocator::purge::{Purge, Purged};
 use tiered_allocator::{
-    BudgetNode, Client, ClientOptions, Enforcement, EventKind, Limit, Memory, TierPolicy,
-    TieredAllocator,
+    BudgetNode, Client, ClientOptions, Enforcement, EventKind, Ladder, Limit, Memory,
+    SubscriptionTier, TierPolicy, TieredAllocator,
 };
 
 use Enforcement::{Graceful, Strict};
@@ -117,31 +118,63 @@ fn pitfall_4_whoever_refuses_nothing_stays_charged() {
     }
 }
 
-/// A clock that counts who asks.
-struct Counting(AtomicU64);
+/// Code of the host, wherever a memory knows any: counts who calls it.
+#[derive(Clone, Default)]
+struct Counting(Arc<AtomicU64>);
+
+impl Counting {
+    fn count(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
 
 impl Clock for Counting {
     fn now(&self) -> Duration {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.count();
         Duration::ZERO
     }
 }
 
-/// Pitfall 14: callbacks, logs and sleeps inside `alloc`. The clock is all of
-/// the host's code that a memory knows; no allocation asks it, whatever comes
-/// of the allocation.
+impl PressureSource for Counting {
+    fn name(&self) -> &'static str {
+        "counting"
+    }
+
+    fn read(&mut self, _: &Figures) -> Result<Pressure, PressureError> {
+        self.count();
+        Ok(Pressure::NONE)
+    }
+}
+
+impl Purge for Counting {
+    fn purge(&self) -> std::io::Result<Purged> {
+        self.count();
+        Ok(Purged::Asked)
+    }
+}
+
+/// Pitfall 14: callbacks, logs and sleeps inside `alloc`. The clock, a source of
+/// pressure, a purge and a cache's reclaimer are all of the host's code that a
+/// memory knows; no allocation calls any of it, whatever comes of the allocation.
 #[test]
 #[serial]
 fn pitfall_14_no_code_of_the_host_runs_inside_an_allocation() {
-    let clock = Arc::new(Counting(AtomicU64::new(0)));
+    let calls = Counting::default();
     let memory = Memory::builder(1 << 20)
         .background(false)
-        .clock(Arc::clone(&clock))
+        .clock(Arc::new(calls.clone()))
+        .pressure_source(calls.clone())
+        .purge(calls.clone())
         .build()
         .unwrap();
     let graceful = client(&memory, "graceful", 10_000, Graceful);
     let strict = client(&memory, "strict", 10_000, Strict);
-    let before = clock.0.load(Ordering::Relaxed);
+    let asked = calls.clone();
+    let reclaimer = strict.register_reclaimer(move |_| {
+        asked.count();
+        0
+    });
+    let before = calls.0.load(Ordering::Relaxed);
     for client in [&graceful, &strict] {
         for size in [100, 5_000, 20_000, 2 << 20] {
             drop(Bytes::of(client, size));
@@ -151,7 +184,11 @@ fn pitfall_14_no_code_of_the_host_runs_inside_an_allocation() {
     let kinds: Vec<_> = memory.events(0).0.iter().map(|event| event.kind).collect();
     assert!(kinds.contains(&EventKind::Overdraft), "{kinds:?}");
     assert!(kinds.contains(&EventKind::Refused), "{kinds:?}");
-    assert_eq!(clock.0.load(Ordering::Relaxed), before);
+    assert_eq!(calls.0.load(Ordering::Relaxed), before);
+    // A tick does call it.
+    memory.tick();
+    assert!(calls.0.load(Ordering::Relaxed) > before);
+    drop(reclaimer.unwrap());
 }
 
 /// Pitfall 15: a panic caught further out leaves the thread in the wrong client.
@@ -202,4 +239,107 @@ fn pitfall_16_the_offender_is_marked_and_nobody_else() {
     let blamed = memory.events(0).0;
     assert!(blamed.iter().all(|event| event.client != neighbour.id()));
     drop(held);
+}
+
+/// Says that the system is at its limit, whatever was freed.
+struct Latched;
+
+impl PressureSource for Latched {
+    fn name(&self) -> &'static str {
+        "latched"
+    }
+
+    fn read(&mut self, _: &Figures) -> Result<Pressure, PressureError> {
+        Ok(Pressure::new(Urgency::Critical, u64::MAX))
+    }
+}
+
+/// Pitfall 17: a resident set that stays high after everything was freed has
+/// everything refused. Only what is charged decides about that.
+#[test]
+#[serial]
+fn pitfall_17_pressure_that_never_ends_refuses_nobody() {
+    const MIB: u64 = 1 << 20;
+    let clock = Arc::new(ManualClock::default());
+    let memory = Memory::builder(100 * MIB)
+        .background(false)
+        .clock(Arc::clone(&clock))
+        .pressure_source(Latched)
+        .build()
+        .unwrap();
+    let strict = client(&memory, "strict", 10 * MIB, Strict);
+    let options = ClientOptions::new("Basic")
+        .max(Limit::Bytes(5 * MIB))
+        .guarantee(Limit::Bytes(5 * MIB));
+    let guaranteed = memory.register("guaranteed", options).unwrap();
+    for _ in 0..3 {
+        let mut held = Bytes::of(&strict, 10 << 20).unwrap();
+        let within = Bytes::of(&guaranteed, 5 << 20).unwrap();
+        clock.advance(Duration::from_secs(60));
+        memory.tick();
+        assert!(memory.snapshot().reclaim.under_pressure);
+        assert!(Bytes::of(&strict, 1).is_none());
+        held.grow(6 << 20);
+        held.grow(10 << 20);
+        // What is guaranteed is not borrowed: nobody is stopped for it.
+        assert!(guaranteed.checkpoint().is_ok());
+        drop((held, within));
+    }
+    assert_eq!(guaranteed.usage().refusals, 0);
+    assert_eq!(strict.usage().live_bytes, 0);
+}
+
+/// Pitfall 25: what fits waits behind what does not. A block waits for memory
+/// that others are to give back, and what fits is had meanwhile, on the heap
+/// and as a block.
+#[test]
+#[serial]
+fn pitfall_25_what_fits_is_not_held_up_by_what_waits() {
+    const MIB: usize = 1 << 20;
+    let hour = Duration::from_secs(3600);
+    let memory = Memory::builder(100 << 20)
+        .ladder(Ladder::default().call(hour))
+        .patience(hour)
+        .build()
+        .unwrap();
+    let own = |name: &str, tier: SubscriptionTier| {
+        let options = ClientOptions::new(tier)
+            .max(Limit::Bytes(80 << 20))
+            .enforcement(Strict);
+        memory.register(name, options).unwrap()
+    };
+    let basic = own("basic", SubscriptionTier::Basic);
+    own("large", SubscriptionTier::Enterprise);
+    let small = own("small", SubscriptionTier::Enterprise);
+    let cache: Vec<Bytes> = (0..70).map(|_| Bytes::of(&basic, MIB).unwrap()).collect();
+    let cache = Mutex::new(cache);
+    let (hangs, hanging) = mpsc::channel();
+    let (let_go, gate) = mpsc::channel::<()>();
+    let has_ended = AtomicBool::new(false);
+    basic
+        .register_reclaimer(move |_| {
+            let _ = hangs.send(());
+            let _ = gate.recv();
+            cache.lock().unwrap().clear();
+            70 << 20
+        })
+        .unwrap()
+        .keep();
+    std::thread::scope(|threads| {
+        let large = threads.spawn(|| {
+            let block = memory.allocate_for_client("large", 60 * MIB);
+            has_ended.store(true, Ordering::SeqCst);
+            block
+        });
+        hanging.recv().unwrap();
+        for _ in 0..100 {
+            let held = Bytes::of(&small, MIB);
+            assert!(held.is_some());
+            drop(memory.allocate_for_client("small", MIB).unwrap());
+        }
+        assert!(!has_ended.load(Ordering::SeqCst));
+        let_go.send(()).unwrap();
+        assert_eq!(large.join().unwrap().unwrap().len(), 60 * MIB);
+    });
+    assert_eq!(small.usage().refusals, 0);
 }

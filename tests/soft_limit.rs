@@ -3,11 +3,12 @@
 
 use serial_test::serial;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 use tiered_allocator::clock::ManualClock;
 use tiered_allocator::{
-    ClientOptions, InClientExt, Limit, Memory, MemoryBlock, ReclaimPolicy, SubscriptionTier,
+    ClientOptions, InClientExt, Ladder, Limit, Memory, MemoryBlock, ReclaimPolicy, SubscriptionTier,
     TierPolicy, TieredAllocator,
 };
 
@@ -31,6 +32,7 @@ fn pressed(memory: &Memory, tier: &str) -> (tiered_allocator::Client, MemoryBloc
 #[serial]
 #[cfg_attr(tiered_allocator_portable, ignore = "spills or measures pages")]
 fn a_safe_point_above_the_soft_limit_has_idle_blocks_reclaimed() {
+    assert!(TieredAllocator::is_installed());
     // The clock stands still: no block is idle by its tier's time.
     let memory = Memory::builder(1 << 30)
         .clock(Arc::new(ManualClock::default()))
@@ -94,6 +96,37 @@ fn nobody_waits_for_what_cannot_be_reclaimed() {
     client.checkpoint().unwrap();
     memory.tick();
     assert_eq!(memory.snapshot().reclaim.passes, 0);
+    assert_eq!(client.usage().stalled_ns, 0);
+    drop(heap);
+}
+
+/// Something could be taken, but never is: the wait has an end all the same.
+#[test]
+#[serial]
+fn a_wait_ends_although_the_reclaimer_hangs() {
+    let ladder = Ladder::default().call(Duration::from_secs(3600));
+    let memory = Memory::builder(1 << 30).ladder(ladder).build().unwrap();
+    let options = ClientOptions::new(SubscriptionTier::Basic)
+        .max(Limit::Bytes(4 << 20))
+        .soft(Limit::Bytes(1 << 20));
+    let client = memory.register("pressed", options).unwrap();
+    let heap = client.run(|| vec![1_u8; 3 * MIB]).unwrap();
+    let (hangs, hanging) = mpsc::channel();
+    let (let_go, gate) = mpsc::channel::<()>();
+    client
+        .register_reclaimer(move |_| {
+            let _ = hangs.send(());
+            let _ = gate.recv();
+            0
+        })
+        .unwrap()
+        .keep();
+    client.checkpoint().unwrap();
+    hanging.recv().unwrap();
+    let before = client.usage().stalled_ns;
+    client.checkpoint().unwrap();
+    assert!(client.usage().stalled_ns > before);
+    drop(let_go);
     drop(heap);
 }
 

@@ -25,6 +25,7 @@ fn strict(memory: &Memory, name: &str) -> Client {
 #[test]
 #[serial]
 fn a_refused_vec_ends_the_run_with_its_figures_and_frees_everything() {
+    assert!(TieredAllocator::is_installed());
     let memory = Memory::new(1 << 30);
     let client = strict(&memory, "greedy");
     let error = client

@@ -22,6 +22,7 @@ fn previous(layout: Layout) {
 
 #[test]
 fn other_failures_keep_the_previous_hook() {
+    assert!(TieredAllocator::is_installed());
     set_alloc_error_hook(previous);
     let memory = Memory::new(1 << 30);
     let options = ClientOptions::new("Basic")
