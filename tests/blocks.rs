@@ -15,6 +15,7 @@ use tiered_allocator::clock::ManualClock;
 use tiered_allocator::{
     AllocateError, BudgetNode, DeallocateReason, Enforcement, Limit, Memory, MemoryBlock,
     MemoryBuilder, PinError, ReclaimPolicy, ReclaimReport, SubscriptionTier, TierPolicy,
+    TieredAllocator,
 };
 
 use SubscriptionTier::{Basic, Enterprise, Premium};
@@ -56,6 +57,7 @@ fn report(change: impl FnOnce(&mut ReclaimReport)) -> ReclaimReport {
 #[test]
 #[serial]
 fn blocks_of_any_size_are_zeroed_and_charged_to_the_byte() {
+    assert!(TieredAllocator::is_installed());
     let memory = quiet(1 << 30);
     let client = memory.register("a", Enterprise).unwrap();
     for size in [1, 15, 16, 4095, 4096, 4097, 50_000_000] {

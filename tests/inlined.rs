@@ -10,6 +10,7 @@ static HEAP: TieredAllocator = TieredAllocator::system();
 
 #[test]
 fn short_lived_blocks_keep_their_owner() {
+    assert!(TieredAllocator::is_installed());
     let memory = Memory::new(1 << 30);
     let options = ClientOptions::new("Basic")
         .max(Limit::Bytes(1 << 20))

@@ -14,7 +14,7 @@ use tiered_allocator::pressure::{
     Figures, Pressure, PressureError, PressureSource, PressureWaker, Urgency,
 };
 use tiered_allocator::purge::{Purge, Purged};
-use tiered_allocator::{Client, Memory, Rung, SubscriptionTier};
+use tiered_allocator::{Client, Memory, Rung, SubscriptionTier, TieredAllocator};
 
 use SubscriptionTier::{Basic, Enterprise};
 
@@ -148,6 +148,7 @@ impl Setup {
 #[test]
 #[serial]
 fn a_source_is_read_when_its_time_has_come_with_the_ledgers_figures() {
+    assert!(TieredAllocator::is_installed());
     let setup = setup();
     setup.memory.tick();
     assert_eq!(setup.switch.reads(), 0);

@@ -8,8 +8,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tiered_allocator::clock::ManualClock;
 use tiered_allocator::{
-    ClientOptions, InClientExt, Ladder, Limit, Memory, MemoryBlock, ReclaimPolicy, SubscriptionTier,
-    TierPolicy, TieredAllocator,
+    ClientOptions, InClientExt, Ladder, Limit, Memory, MemoryBlock, ReclaimPolicy,
+    SubscriptionTier, TierPolicy, TieredAllocator,
 };
 
 #[global_allocator]

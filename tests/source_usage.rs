@@ -1,12 +1,14 @@
 //! The usage that the crate promises, word for word, without and with the
 //! allocator being the process' own.
 
+use serial_test::serial;
 use tiered_allocator::{Memory, SubscriptionTier, TieredAllocator};
 
 #[global_allocator]
 static HEAP: TieredAllocator = TieredAllocator::system();
 
 #[test]
+#[serial]
 fn the_promised_usage_works_as_written() {
     assert!(TieredAllocator::is_installed());
 
@@ -26,6 +28,7 @@ fn the_promised_usage_works_as_written() {
 const KNOWS_RESIDENT: bool = cfg!(all(unix, not(tiered_allocator_portable)));
 
 #[test]
+#[serial]
 fn figures_follow_the_block() {
     let mem = Memory::new(1_000_000_000);
     mem.add_client("client_1", SubscriptionTier::Premium);

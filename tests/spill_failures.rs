@@ -14,6 +14,7 @@ use std::time::Duration;
 use tiered_allocator::clock::ManualClock;
 use tiered_allocator::{
     Event, EventKind, Limit, Memory, MemoryBlock, MemoryBuilder, SubscriptionTier, TierPolicy,
+    TieredAllocator,
 };
 
 use SubscriptionTier::{Basic, Enterprise, Premium};
@@ -106,6 +107,7 @@ fn mount_tmpfs(dir: &Path) -> std::io::Result<()> {
 #[test]
 #[serial]
 fn a_full_file_system_leaves_the_blocks_in_memory_and_says_so() {
+    assert!(TieredAllocator::is_installed());
     let dir = Dir::new("full");
     let work = || {
         if let Err(refused) = mount_tmpfs(&dir.0) {

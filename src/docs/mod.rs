@@ -5,6 +5,9 @@
 //! - [`limitations`]: what is not seen, what it costs, what differs between
 //!   platforms.
 //!
+//! What shows that it keeps its promises, test by test and with the commands, is
+//! in the package: `docs/VERIFICATION.md`.
+//!
 //! These modules hold no code.
 
 pub mod implementation;
