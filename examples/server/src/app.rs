@@ -3,8 +3,9 @@
 use crate::error::ApiError;
 use crate::live::Live;
 use crate::operator::Token;
+use crate::profile::Tickets;
 use crate::tenant::Tenant;
-use crate::{attribution, guard, jobs, live, load, operator, page};
+use crate::{attribution, guard, jobs, live, load, operator, page, profile};
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, post};
 use axum::{Router, middleware};
@@ -55,6 +56,9 @@ pub struct App {
     pub(crate) rush: AtomicBool,
     pub(crate) live: Live,
     pub(crate) token: Token,
+    /// Whether a heap profile was ever started: there is one to report then.
+    pub(crate) profiled: AtomicBool,
+    pub(crate) tickets: Tickets,
     pub(crate) jobs: Semaphore,
     stop: watch::Sender<bool>,
     load: bool,
@@ -110,6 +114,8 @@ impl App {
             rush: AtomicBool::new(false),
             live: Live::new(),
             token: Token::random()?,
+            profiled: AtomicBool::new(false),
+            tickets: Tickets::default(),
             jobs: Semaphore::new(JOBS_AT_ONCE),
             stop: watch::Sender::new(false),
             load: options.load,
@@ -141,6 +147,9 @@ impl App {
             .route("/api/hostile", post(operator::set_hostile))
             .route("/api/rush", post(operator::set_rush))
             .route("/api/reclaim", post(operator::reclaim))
+            .route("/api/profile", post(profile::switch))
+            .route("/api/profile/{form}", get(profile::report))
+            .route("/api/profile/{form}/ticket", post(profile::issue))
             .layer(middleware::from_fn_with_state(
                 Arc::clone(self),
                 operator::demand_token,
@@ -149,6 +158,7 @@ impl App {
             .merge(page::routes())
             .route("/api/state", get(live::state))
             .route("/api/live", get(live::stream))
+            .route("/profile/{ticket}", get(profile::redeem))
             .merge(operator)
             .merge(self.jobs_router())
             .fallback(async || ApiError::NotFound)

@@ -5,6 +5,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 use tiered_allocator::integrations::tower::Refused;
+use tiered_allocator::profile::ProfileError;
 use tiered_allocator::{AllocateError, PinError, QuotaExceeded, RegisterError};
 
 /// Answered as JSON: a code for programs, a message for people, figures where
@@ -45,6 +46,8 @@ pub(crate) enum ApiError {
     NoRoom,
     #[error("{0}")]
     Configure(#[from] RegisterError),
+    #[error("{0}")]
+    Profile(#[from] ProfileError),
     #[error("the system has no memory for {requested} bytes")]
     OutOfMemory { requested: usize },
     #[error("what was archived cannot be read back: {0}")]
@@ -72,8 +75,10 @@ impl ApiError {
             ApiError::Query(rejection) => rejection.status(),
             ApiError::Quota(_) => StatusCode::TOO_MANY_REQUESTS,
             ApiError::NoRoom => StatusCode::INSUFFICIENT_STORAGE,
-            ApiError::Configure(_) => StatusCode::CONFLICT,
-            ApiError::Busy | ApiError::OutOfMemory { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            ApiError::Profile(ProfileError::OutOfMemory { .. })
+            | ApiError::Busy
+            | ApiError::OutOfMemory { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            ApiError::Configure(_) | ApiError::Profile(_) => StatusCode::CONFLICT,
             ApiError::Archive(_) | ApiError::Ended => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -92,7 +97,12 @@ impl ApiError {
             ApiError::Quota(_) => "over_quota",
             ApiError::NoRoom => "no_room",
             ApiError::Configure(_) => "does_not_fit",
-            ApiError::OutOfMemory { .. } => "out_of_memory",
+            ApiError::Profile(ProfileError::AlreadyRunning) => "profile_running",
+            ApiError::Profile(ProfileError::NotStarted) => "no_profile",
+            ApiError::Profile(ProfileError::OutOfMemory { .. }) | ApiError::OutOfMemory { .. } => {
+                "out_of_memory"
+            }
+            ApiError::Profile(_) => "profile",
             ApiError::Archive(_) => "archive",
             ApiError::Script(_) => "script",
             ApiError::Busy => "busy",

@@ -10,6 +10,7 @@
 //! | `load.rs` | traffic, so that there is something to see; the hostile load |
 //! | `live.rs` | the figures, twice a second, as server-sent events |
 //! | `operator.rs` | what the operator may change, and the token for it |
+//! | `profile.rs` | which functions hold whose memory: flame graphs and pprof files |
 //! | `guard.rs` | who may ask at all: hosts, origins, headers |
 //! | `page/` | the page |
 //! | `top.rs` | the same in a terminal, for any process: the example `tiered_top` |
@@ -23,6 +24,7 @@ mod live;
 mod load;
 mod operator;
 mod page;
+mod profile;
 mod scripts;
 mod tenant;
 #[cfg(unix)]

@@ -57,6 +57,7 @@ struct Figures<'past> {
     under_pressure: bool,
     hostile: bool,
     rush: bool,
+    profiling: bool,
     tenants: Vec<TenantState>,
     tiers: Vec<TierState>,
     rungs: Vec<RungState>,
@@ -245,6 +246,7 @@ impl Teller {
             under_pressure: snapshot.reclaim.under_pressure,
             hostile: app.is_hostile(),
             rush: app.is_rush(),
+            profiling: app.memory.is_heap_profiling(),
             tenants: tenants.collect(),
             tiers: tiers.collect(),
             rungs: snapshot

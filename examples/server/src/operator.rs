@@ -37,7 +37,7 @@ impl Token {
     }
 
     /// Takes as long whatever of it is right.
-    fn is(&self, given: &[u8]) -> bool {
+    pub(crate) fn is(&self, given: &[u8]) -> bool {
         self.0.as_bytes().ct_eq(given).into()
     }
 }
@@ -60,7 +60,7 @@ pub(crate) async fn login() -> StatusCode {
     StatusCode::NO_CONTENT
 }
 
-type Input<T> = Result<Json<T>, JsonRejection>;
+pub(crate) type Input<T> = Result<Json<T>, JsonRejection>;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -130,7 +130,7 @@ pub(crate) async fn set_limits(
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Switch {
-    running: bool,
+    pub(crate) running: bool,
 }
 
 /// Starts or stops the hostile load.

@@ -46,6 +46,16 @@ impl Server {
 
     /// The answer's status, headers and body, with these headers sent.
     fn ask(&self, line: &str, headers: &[(&str, &str)], body: &str) -> (u16, String, String) {
+        let (status, head, body) = self.ask_for_bytes(line, headers, body);
+        (status, head, String::from_utf8_lossy(&body).into_owned())
+    }
+
+    fn ask_for_bytes(
+        &self,
+        line: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> (u16, String, Vec<u8>) {
         let mut text = format!("{line} HTTP/1.1\r\nConnection: close\r\n");
         if !headers.iter().any(|(name, _)| *name == "Host") {
             text += &format!("Host: {}\r\n", self.address);
@@ -59,10 +69,11 @@ impl Server {
         let mut answer = Vec::new();
         // A server that refuses a body may close before it has read it.
         let _ = stream.read_to_end(&mut answer);
-        let answer = String::from_utf8_lossy(&answer).into_owned();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let end = answer.windows(4).position(|four| four == b"\r\n\r\n");
+        let body = answer.split_off(end.unwrap() + 4);
+        let head = String::from_utf8(answer).unwrap();
         let status = head[9..12].parse().unwrap();
-        (status, head.to_ascii_lowercase(), body.to_owned())
+        (status, head.to_ascii_lowercase(), body)
     }
 
     fn operate(&self, path: &str, body: Value) -> (u16, Value) {
@@ -376,4 +387,107 @@ fn the_stream_begins_with_the_past_goes_on_and_ends_with_the_server() {
     drop(server);
     // To the end: nobody waits for a reader that stays.
     stream.read_to_end(&mut Vec::new()).unwrap();
+}
+
+/// The only test that takes a profile: there is one at a time in a process.
+#[test]
+fn a_heap_profile_is_started_once_shown_by_tenant_and_only_to_the_operator() {
+    let server = Server::start();
+    let token = format!("Bearer {}", server.app.token());
+    let authorized = [("Authorization", token.as_str())];
+    let running = |running: bool| server.operate("/api/profile", json!({ "running": running }));
+    let ticket = |form: &str, tenant: Value| {
+        let path = format!("/api/profile/{form}/ticket");
+        server.operate(&path, json!({ "tenant": tenant }))
+    };
+    let code = |(status, answer): (u16, Value)| (status, answer["error"]["code"].clone());
+
+    for line in [
+        "POST /api/profile",
+        "GET /api/profile/flamegraph",
+        "GET /api/profile/pprof",
+        "POST /api/profile/flamegraph/ticket",
+    ] {
+        assert_eq!(server.ask(line, &[], "{}").0, 401, "{line}");
+    }
+    assert_eq!(code(running(false)), (409, json!("no_profile")));
+    assert_eq!(
+        code(ticket("pprof", Value::Null)),
+        (409, json!("no_profile"))
+    );
+    assert_eq!(
+        server.ask("GET /api/profile/flamegraph", &authorized, "").0,
+        409
+    );
+
+    assert_eq!(running(true).0, 204);
+    assert_eq!(code(running(true)), (409, json!("profile_running")));
+    assert_eq!(server.told()["profiling"], true);
+    for (path, form) in [("tenant=nobody", "pprof"), ("tenant=nobody", "flamegraph")] {
+        let line = format!("GET /api/profile/{form}?{path}");
+        let (status, _, answer) = server.ask(&line, &authorized, "");
+        assert_eq!(status, 404, "{answer}");
+        assert!(answer.contains("unknown_tenant"));
+    }
+    assert_eq!(
+        code(ticket("pprof", json!("nobody"))),
+        (404, json!("unknown_tenant"))
+    );
+    assert_eq!(
+        code(ticket("poster", Value::Null)),
+        (404, json!("not_found"))
+    );
+
+    for tenant in ["press", "shop"] {
+        for key in 0..4 {
+            let page = json!({ "key": key, "bytes": 1 << 20, "keep_ms": 600_000 });
+            assert_eq!(server.job(tenant, "/jobs/page", page).0, 200);
+        }
+    }
+    let (status, head, svg) =
+        server.ask("GET /api/profile/flamegraph?tenant=press", &authorized, "");
+    assert_eq!(status, 200);
+    assert!(head.contains("content-type: image/svg+xml"));
+    assert!(head.contains("content-security-policy: sandbox allow-scripts; default-src 'none'"));
+    let press = titles(&svg);
+    let begins = |titles: &[String], name: &str| titles.iter().any(|one| one.starts_with(name));
+    assert!(begins(&press, "press ("), "{press:?}");
+    assert!(!begins(&press, "shop ("));
+    assert!(begins(&press, "tiered_allocator_server::jobs::"));
+
+    // By its address alone, once.
+    let (status, issued) = ticket("flamegraph", Value::Null);
+    assert_eq!(status, 200);
+    let line = format!("GET {}", issued["path"].as_str().unwrap());
+    assert!(!line.contains(server.app.token()));
+    let (status, _, svg) = server.ask(&line, &[], "");
+    assert_eq!(status, 200);
+    let all = titles(&svg);
+    assert!(begins(&all, "press (") && begins(&all, "shop ("));
+    assert_eq!(server.ask(&line, &[], "").0, 404);
+
+    assert_eq!(running(false).0, 204);
+    assert_eq!(server.told()["profiling"], false);
+    let (status, head, file) =
+        server.ask_for_bytes("GET /api/profile/pprof?tenant=shop", &authorized, "");
+    assert_eq!(status, 200);
+    assert!(head.contains("content-disposition: attachment"));
+    assert!(head.contains("content-security-policy: default-src 'none'; script-src 'self'"));
+    assert_eq!(file[..2], [0x1f, 0x8b]);
+}
+
+/// What each part of a flame graph is.
+fn titles(svg: &str) -> Vec<String> {
+    let options = roxmltree::ParsingOptions {
+        allow_dtd: true,
+        ..Default::default()
+    };
+    let document = roxmltree::Document::parse_with_options(svg, options).unwrap();
+    assert_eq!(document.root_element().tag_name().name(), "svg");
+    let titles = document
+        .descendants()
+        .filter(|node| node.has_tag_name(("http://www.w3.org/2000/svg", "title")));
+    titles
+        .filter_map(|title| Some(title.text()?.to_owned()))
+        .collect()
 }

@@ -109,6 +109,7 @@ function newCard(tenant, at) {
   card.querySelector('h3').textContent = tenant.name;
   card.querySelector('.what').textContent = tenant.what;
   card.querySelector('.meter').setAttribute('aria-label', `memory of ${tenant.name}`);
+  byId('profile-tenant').append(element('option', '', tenant.name));
   const form = card.querySelector('form');
   form.setAttribute('aria-label', `change ${tenant.name}`);
   form.addEventListener('submit', (event) => {
@@ -327,36 +328,41 @@ stream.addEventListener('error', () => connected(false));
 const KEPT = 'operator-token';
 let token = sessionStorage.getItem(KEPT) || '';
 
-function tell(text, bad) {
-  byId('told').textContent = text;
-  byId('told').classList.toggle('bad', Boolean(bad));
+function tell(text, bad, where = 'told') {
+  byId(where).textContent = text;
+  byId(where).classList.toggle('bad', Boolean(bad));
 }
 
-async function post(path, body) {
+// What is answered; null if it failed, which is told then.
+async function ask(path, body, where) {
   const headers = { 'content-type': 'application/json' };
   if (token) headers.authorization = `Bearer ${token}`;
   let response;
   try {
     response = await fetch(path, { method: 'POST', headers, body: JSON.stringify(body) });
   } catch {
-    tell('The server does not answer.', true);
-    return false;
+    tell('The server does not answer.', true, where);
+    return null;
   }
-  if (response.ok) return true;
+  if (response.ok) return response;
   const answer = await response.json().catch(() => null);
   if (response.status === 401) {
     logOut();
     tell('This needs the token that was printed where the server was started.', true);
     byId('token').focus();
   } else {
-    tell(answer ? answer.error.message : `The server says ${response.status}.`, true);
+    tell(answer ? answer.error.message : `The server says ${response.status}.`, true, where);
   }
-  return false;
+  return null;
 }
+
+const post = async (path, body, where) => (await ask(path, body, where)) !== null;
 
 function showLogin() {
   byId('login').hidden = Boolean(token);
   byId('logged-in').hidden = !token;
+  byId('profile-locked').hidden = Boolean(token);
+  byId('profile-controls').hidden = !token;
   for (const form of document.querySelectorAll('form.change')) form.hidden = !token;
 }
 
@@ -388,6 +394,7 @@ function showSwitch(id, running, words) {
 }
 
 function showSwitches(state) {
+  showSwitch('profile', state.profiling, ['Start the profile', 'Stop the profile']);
   showSwitch('hostile', state.hostile, ['Start the hostile load', 'Stop the hostile load']);
   showSwitch('rush', state.rush, ['Start a rush', 'Stop the rush']);
 }
@@ -403,6 +410,42 @@ function switchable(id, told) {
 
 switchable('hostile', ['The hostile load has stopped.', 'The hostile load runs: watch mallory.']);
 switchable('rush', ['The rush is over.', 'Everybody wants all it may have: watch what is taken back.']);
+
+// --- the heap profile ------------------------------------------------------------
+
+const PROFILE_TOLD = 'profile-told';
+
+byId('profile').addEventListener('click', async () => {
+  const running = byId('profile').getAttribute('aria-pressed') !== 'true';
+  if (!(await post('/api/profile', { running }, PROFILE_TOLD))) return;
+  if (latest) showSwitches(Object.assign(latest, { profiling: running }));
+  tell(running ? 'The profile runs: what is allocated from now on shows.' : 'Stopped. What was noted shows until it is freed.', false, PROFILE_TOLD);
+});
+
+// An address that is good once: a tab and a download cannot send the token.
+async function ticket(form) {
+  const answer = await ask(`/api/profile/${form}/ticket`, { tenant: byId('profile-tenant').value || null }, PROFILE_TOLD);
+  return answer && (await answer.json()).path;
+}
+
+function follow(path, attributes) {
+  Object.assign(element('a'), { href: path, ...attributes }).click();
+}
+
+byId('flamegraph').addEventListener('click', async () => {
+  const path = await ticket('flamegraph');
+  if (!path) return;
+  tell('The flame graph opens in a new tab. The first one takes some seconds.', false, PROFILE_TOLD);
+  follow(path, { target: '_blank', rel: 'noopener' });
+});
+
+byId('pprof').addEventListener('click', async () => {
+  const whose = byId('profile-tenant').value || 'everybody';
+  const path = await ticket('pprof');
+  if (!path) return;
+  tell('The file comes as a download, for go tool pprof.', false, PROFILE_TOLD);
+  follow(path, { download: `heap-${whose}.pb.gz` });
+});
 
 byId('login').addEventListener('submit', async (event) => {
   event.preventDefault();
