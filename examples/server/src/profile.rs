@@ -148,10 +148,8 @@ async fn make(app: &App, form: Form, client: Option<Client>) -> Result<Response,
             Form::Pprof => {
                 let headers = [
                     (header::CONTENT_TYPE, "application/octet-stream"),
-                    (
-                        header::CONTENT_DISPOSITION,
-                        "attachment; filename=\"heap.pb.gz\"",
-                    ),
+                    // The page names it.
+                    (header::CONTENT_DISPOSITION, "attachment"),
                 ];
                 (headers, profile.to_pprof()).into_response()
             }

@@ -115,7 +115,9 @@ async function check(page, { address, token }) {
   })).status);
   assert.equal(status, 401);
   await page.fill('#token', 'wrong');
+  const turnedAway = page.waitForResponse((response) => response.url().endsWith('/api/login') && response.status() === 401);
   await page.keyboard.press('Enter');
+  await turnedAway;
   await page.waitForFunction(() => document.activeElement.id === 'token' && document.querySelector('#told').classList.contains('bad'));
   assert.ok(await page.isHidden('#logged-in'));
 
@@ -138,6 +140,44 @@ async function check(page, { address, token }) {
   await page.selectOption(`${card('shop')} select`, 'Basic');
   await page.click(`${card('shop')} button`);
   await becomes(page, 'the tier as it was', `${card('shop')} .tier`, 'Basic');
+
+  // A heap profile: started by the keyboard, looked at in a tab, and saved.
+  await page.focus('#profile');
+  await page.keyboard.press('Space');
+  await becomes(page, 'the profile starts', '#profile-told', 'runs');
+  await page.waitForFunction(() => document.querySelector('#profile').getAttribute('aria-pressed') === 'true');
+  await page.selectOption('#profile-tenant', 'bank');
+  let noted;
+  for (const begun = Date.now(); !noted;) {
+    assert.ok(Date.now() - begun < 60000, 'the profile shows what bank has');
+    const opened = page.context().waitForEvent('page');
+    await page.focus('#flamegraph');
+    await page.keyboard.press('Enter');
+    const graph = await opened;
+    const wrong = [];
+    graph.on('console', (message) => { if (['error', 'warning'].includes(message.type())) wrong.push(message.text()); });
+    graph.on('pageerror', (error) => wrong.push(error.message));
+    await graph.waitForLoadState();
+    assert.ok(!graph.url().includes(token));
+    const own = graph.locator('#frames g', { hasText: 'tiered_allocator_server' });
+    noted = (await own.count()) > 0;
+    if (noted) {
+      assert.ok((await graph.locator('#frames g', { hasText: 'bank (' }).count()) > 0);
+      assert.equal(await graph.evaluate(() => self.origin), 'null', 'the flame graph has an origin of its own');
+      // Its script runs: a click zooms.
+      await own.last().click();
+      await graph.waitForFunction(() => !document.querySelector('#unzoom').classList.contains('hide'));
+      await graph.screenshot({ path: join(output, 'flamegraph.png') });
+      // An empty one, which was too early, comes without its script and complains.
+      assert.deepEqual(wrong, [], 'what the browser complains about in the flame graph');
+    }
+    await graph.close();
+  }
+  const saved = page.waitForEvent('download');
+  await page.click('#pprof');
+  assert.equal((await saved).suggestedFilename(), 'heap-bank.pb.gz');
+  await page.click('#profile');
+  await becomes(page, 'the profile stops', '#profile-told', 'Stopped');
 
   // The hostile load: stopped and refused, and only mallory.
   await page.click('#hostile');

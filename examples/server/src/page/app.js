@@ -336,7 +336,8 @@ function tell(text, bad, where = 'told') {
 // What is answered; null if it failed, which is told then.
 async function ask(path, body, where) {
   const headers = { 'content-type': 'application/json' };
-  if (token) headers.authorization = `Bearer ${token}`;
+  const sent = token;
+  if (sent) headers.authorization = `Bearer ${sent}`;
   let response;
   try {
     response = await fetch(path, { method: 'POST', headers, body: JSON.stringify(body) });
@@ -347,6 +348,8 @@ async function ask(path, body, where) {
   if (response.ok) return response;
   const answer = await response.json().catch(() => null);
   if (response.status === 401) {
+    // Late: another token was given since.
+    if (sent !== token) return null;
     logOut();
     tell('This needs the token that was printed where the server was started.', true);
     byId('token').focus();
