@@ -62,18 +62,20 @@ fn flat(text: &str) -> String {
 fn missing(page: &str) -> Vec<String> {
     let mut missing = Vec::new();
     for span in spans(page) {
-        if let Some((file, name)) = test_of(span) {
-            if !read(&file).is_some_and(|source| has_test(&source, name)) {
-                missing.push(span.to_string());
-            }
+        let is_missing =
+            |file: &Path, name: &str| !read(file).is_some_and(|source| has_test(&source, name));
+        if test_of(span).is_some_and(|(file, name)| is_missing(&file, name)) {
+            missing.push(span.to_string());
         }
         // The package has neither scripts nor the gate.
         let command = span.split_whitespace().find(|word| !word.contains('='));
         match command {
-            Some(script) if script.starts_with("scripts/") && root().join("scripts").exists() => {
-                if !root().join(script).exists() {
-                    missing.push(span.to_string());
-                }
+            Some(script)
+                if script.starts_with("scripts/")
+                    && root().join("scripts").exists()
+                    && !root().join(script).exists() =>
+            {
+                missing.push(span.to_string());
             }
             Some(".ci/run") => {
                 if let Some(gate) = read(".ci/run") {

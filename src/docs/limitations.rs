@@ -83,6 +83,15 @@
 //!   back. What lower tiers overdraw is not there for it: where they run code
 //!   that cannot fail and does not stop, bound them with `TierPolicy::overdraft`.
 //!   Tiers of the same precedence have no claim on each other.
+//!   A tier whose aggregate limit could bind is lent nothing in this way, and
+//!   what is freed for a client that was lent to may be taken by another one of
+//!   the same tier.
+//! - **A full memory costs.** While it is full of what others have borrowed, each
+//!   request that is refused or lent looks through the accounts of all threads for
+//!   unused credit: 64 us with 10 clients at work, 2.5 ms with 10,000 (debug
+//!   build).
+//! - **A fork while the reclaimer climbs** may leave the child without relief
+//!   under pressure; its limits hold.
 //! - **The last rung stops work, it frees nothing.** A client without safe
 //!   points, or one that keeps what it holds, gives nothing back; the next one is
 //!   asked instead.

@@ -5,6 +5,14 @@ use inferno::flamegraph::color::{BasicPalette, Palette};
 use inferno::flamegraph::{Options, from_lines};
 use std::io::{self, Write};
 
+/// A document without script: there is nothing to search or zoom.
+const NOTHING: &str = r#"<?xml version="1.0" standalone="no"?>
+<svg version="1.1" width="1200" height="80" viewBox="0 0 1200 80" xmlns="http://www.w3.org/2000/svg">
+<rect width="100%" height="100%" fill="whitesmoke"/>
+<text x="600" y="45" text-anchor="middle" font-family="monospace" font-size="14">Live heap: no sampled block lives</text>
+</svg>
+"#;
+
 impl HeapProfile {
     /// Writes a flame graph: an SVG document that browsers can search and zoom.
     /// The width of a function is its live bytes; clients stand at the bottom.
@@ -23,12 +31,11 @@ impl HeapProfile {
         options.count_name = "bytes".to_owned();
         options.colors = Palette::Basic(BasicPalette::Mem);
         let lines: Vec<String> = self.lines().collect();
-        let empty = lines.is_empty();
-        match from_lines(&mut options, lines.iter().map(String::as_str), &mut writer) {
-            // The document is written, and says that there is nothing.
-            Err(_) if empty => Ok(()),
-            written => written,
-        }?;
+        if lines.is_empty() {
+            writer.write_all(NOTHING.as_bytes())?;
+        } else {
+            from_lines(&mut options, lines.iter().map(String::as_str), &mut writer)?;
+        }
         writer.flush()
     }
 

@@ -147,6 +147,15 @@ impl Desk {
             let owner = block.owner();
             let borrowed = owner.borrowed();
             let bytes = block.len() as u64;
+            // What the owner is guaranteed by now is not thrown away, nor taken
+            // for no gain.
+            let spares = match policy {
+                ReclaimPolicy::Discard => borrowed < bytes,
+                _ => borrowed == 0,
+            };
+            if spares {
+                continue;
+            }
             let done = block.reclaim(now, goal.idle_after(idle[at].idle_after), policy);
             report.add(done, bytes);
             if matches!(done, Reclaimed::Spilled | Reclaimed::Discarded) {
