@@ -244,7 +244,7 @@ struct Claimed {
 impl Drop for Claimed {
     fn drop(&mut self) {
         // A block lives for a while: others may be granted theirs meanwhile.
-        for _ in 0..4 {
+        for _ in 0..40 {
             crate::sync::fence(core::sync::atomic::Ordering::SeqCst);
         }
         self.oracle.books().live -= self.bytes;

@@ -48,15 +48,19 @@ fn an_owner_and_a_revoker_never_both_have_the_last_bytes() {
         let memory = memory(1 << 20);
         let client = strict(&memory, "acme", MAX);
         let oracle = Oracle::new(MAX);
+        let (has_credit, wait) = shuttle::sync::mpsc::channel();
         let owner = {
             let (client, oracle) = (client.clone(), oracle.clone());
             thread::spawn(move || {
                 let _scope = client.enter();
+                drop(oracle.ask(60));
+                has_credit.send(()).unwrap();
                 for _ in 0..6 {
                     drop(oracle.ask(60));
                 }
             })
         };
+        wait.recv().unwrap();
         let scope = client.enter();
         for _ in 0..2 {
             drop(oracle.ask(MAX as usize - 59));
