@@ -62,9 +62,9 @@ fn flat(text: &str) -> String {
 fn missing(page: &str) -> Vec<String> {
     let mut missing = Vec::new();
     for span in spans(page) {
-        let is_missing =
-            |file: &Path, name: &str| !read(file).is_some_and(|source| has_test(&source, name));
-        if test_of(span).is_some_and(|(file, name)| is_missing(&file, name)) {
+        if let Some((file, name)) = test_of(span)
+            && !read(&file).is_some_and(|source| has_test(&source, name))
+        {
             missing.push(span.to_string());
         }
         // The package has neither scripts nor the gate.
