@@ -17,6 +17,7 @@ fn memory() -> Memory {
     // A call that may wait for the reclaimer does so until it has what it can
     // get: how fast this machine is at the moment decides nothing.
     Memory::builder(64 * MIB)
+        .usable(0.6)
         .patience(Duration::from_secs(60))
         .reclaim_every(Duration::from_millis(100))
         .spill_dir(memory_backed())
@@ -41,7 +42,7 @@ fn passes(seed: u64) {
     let mut looks = 0;
     for load in [0.3, 1.0, 0.5, 1.0] {
         scenario.set_load(load);
-        let (looked, most) = scenario.run(300);
+        let (looked, most) = scenario.run(200);
         looks += looked;
         assert!(most <= total, "seed {seed}: {most} of {total} were charged");
         let wrong = scenario.disagreement();
@@ -60,14 +61,14 @@ fn passes(seed: u64) {
 
     // The load falls: nobody is refused anything, or stopped.
     scenario.set_load(0.1);
-    scenario.run(300);
+    scenario.run(200);
     let before: u64 = [Enterprise, Premium, Basic]
         .map(|tier| scenario.outcome(tier).refused)
         .iter()
         .sum();
     memory.tick();
     scenario.set_load(0.3);
-    scenario.run(300);
+    scenario.run(200);
     let after: u64 = [Enterprise, Premium, Basic]
         .map(|tier| scenario.outcome(tier).refused)
         .iter()
