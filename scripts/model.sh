@@ -24,14 +24,14 @@ export CARGO_TERM_COLOR=never
 # Runs the unit tests whose names begin with $2, built with --cfg $1.
 modelled() {
     RUSTFLAGS="--cfg $1" CARGO_TARGET_DIR="$target/$1" \
-        cargo test --lib -- "$2" --nocapture --test-threads=1
+        cargo test -p tiered_allocator --lib -- "$2" --nocapture --test-threads=1
 }
 
 if ((minutes > 0)); then
     # Built and counted first, so that the minutes are spent on checking.
     tests="$(RUSTFLAGS="--cfg tiered_allocator_shuttle" \
         CARGO_TARGET_DIR="$target/tiered_allocator_shuttle" \
-        cargo test --lib -- model:: --list | grep -c ': test$')"
+        cargo test -p tiered_allocator --lib -- model:: --list | grep -c ': test$')"
     seconds=$((minutes * 60 * 9 / 10 / tests))
     export MODEL_SECONDS=$((seconds > 4 ? seconds : 4))
     export MODEL_SEED="${MODEL_SEED:-$RANDOM$RANDOM}"
@@ -41,4 +41,4 @@ if ((minutes > 0)); then
 fi
 modelled tiered_allocator_shuttle model::
 modelled tiered_allocator_loom model_weak::
-cargo test --release --lib -- litmus:: --nocapture
+cargo test -p tiered_allocator --release --lib -- litmus:: --nocapture
