@@ -28,7 +28,6 @@ SUITES=(
     "rayon 1.12.0 - 900"
     "slab 0.4.12 - 300"
     "async-executor 1.14.1 - 300"
-    "tokio 1.54.1 full,test-util 1500"
     "redb 4.6.0 - 1200"
 )
 QUICK=(hashbrown smallvec async-executor)
