@@ -33,6 +33,8 @@ mod real {
     /// # Safety
     /// No other thread stores to `word` during the call.
     #[inline(always)]
+    // Assembly does this step where it can.
+    #[cfg_attr(target_arch = "x86_64", allow(dead_code))]
     pub(crate) unsafe fn load_own_u64(word: &AtomicU64) -> u64 {
         // SAFETY: the pointer is the word's own; the caller excludes writers.
         unsafe { *word.as_ptr() }

@@ -36,17 +36,16 @@
 //! single access can then be `Relaxed`. [`Account::pin`] and the withdrawal of
 //! a generation work the same way.
 
+use super::steps;
 use crate::owner::Tag;
 use crate::registry::slot::{NO_GENERATION, Totals};
-use crate::sync::{
-    AtomicI64, AtomicU32, AtomicU64, Ordering, light_fence, load_own_u32, load_own_u64,
-};
+use crate::sync::{AtomicI64, AtomicU32, AtomicU64, Ordering, light_fence, load_own_u32};
 
 /// See the module's description. One cache line; all zero is an unused account.
 #[repr(C, align(64))]
 pub(crate) struct Account {
-    balance: AtomicU64,
-    ceiling: AtomicU64,
+    pub(super) balance: AtomicU64,
+    pub(super) ceiling: AtomicU64,
     allocated: AtomicU64,
     allocs: AtomicU64,
     frees: AtomicU64,
@@ -70,7 +69,7 @@ pub(crate) const WIDEST: u32 = BARRED - 1;
 const MIDDLE: u64 = 1 << 62;
 
 #[inline(always)]
-fn add(counter: &AtomicU64, amount: u64) {
+pub(super) fn add(counter: &AtomicU64, amount: u64) {
     counter.store(
         counter.load(Ordering::Relaxed).wrapping_add(amount),
         Ordering::Relaxed,
@@ -128,9 +127,7 @@ impl Account {
     /// Charges the growth of a block that exists. Otherwise as `charge`.
     #[inline(always)]
     pub(crate) fn raise(&self, size: u64) -> bool {
-        add(&self.balance, size);
-        light_fence();
-        if self.balance.load(Ordering::Relaxed) >= self.ceiling.load(Ordering::Relaxed) {
+        if !steps::add_and_compare(self, size) {
             return false;
         }
         add(&self.allocated, size);
@@ -148,12 +145,7 @@ impl Account {
     /// Refunds the shrinking of a block that lives on.
     #[inline(always)]
     pub(crate) fn lower(&self, size: u64) -> bool {
-        add(&self.balance, size.wrapping_neg());
-        // SAFETY: the caller owns the account (its tag was compared, so it is
-        // not the one that fresh threads share), and nobody else stores to
-        // `balance`. A plain load is compared in memory, in one instruction.
-        let balance = unsafe { load_own_u64(&self.balance) };
-        balance as i64 >= 0
+        steps::subtract_and_test(self, size)
     }
 
     // --- the owner's cold path ------------------------------------------------

@@ -18,5 +18,6 @@ pub(crate) mod reading;
 pub(crate) mod retire;
 pub(crate) mod revoke;
 pub(crate) mod sampling;
+mod steps;
 pub(crate) mod table;
 pub(crate) mod thread;
