@@ -4,8 +4,8 @@
 //! A compiler keeps a relaxed load apart from the comparison that uses it, and
 //! a load and a store around an addition apart from the flags that it leaves.
 //! On x86-64 that is 3 of 22 instructions, so there the steps are written out.
-//! The other [`steps`] say the same without assembly; Miri and the models run
-//! those, and so does every system that needs a real fence between the steps.
+//! The other `processor` says the same without assembly; Miri and the models run
+//! it, and so does every system that needs a real fence between the steps.
 //!
 //! # Orderings
 //! Naturally aligned words are loaded and stored whole on x86-64, so each
@@ -20,7 +20,7 @@
     not(any(miri, tiered_allocator_fence, tiered_allocator_portable)),
     not(all(test, any(tiered_allocator_loom, tiered_allocator_shuttle))),
 )))]
-mod steps {
+mod processor {
     use crate::ledger::account::{Account, add};
     use crate::sync::{Ordering, light_fence, load_own_u64};
 
@@ -52,12 +52,12 @@ mod steps {
     not(any(miri, tiered_allocator_fence, tiered_allocator_portable)),
     not(all(test, any(tiered_allocator_loom, tiered_allocator_shuttle))),
 ))]
-mod steps {
+mod processor {
     use crate::ledger::account::Account;
     use core::arch::asm;
     use core::mem::offset_of;
 
-    /// See the other `steps`.
+    /// See the other `processor`.
     #[inline(always)]
     pub(in crate::ledger) fn add_and_compare(account: &Account, size: u64) -> bool {
         // SAFETY: loads and stores of two atomics behind a valid reference, as
@@ -81,7 +81,7 @@ mod steps {
         true
     }
 
-    /// See the other `steps`.
+    /// See the other `processor`.
     #[inline(always)]
     pub(in crate::ledger) fn subtract_and_test(account: &Account, size: u64) -> bool {
         // SAFETY: as above, of one atomic.
@@ -100,4 +100,4 @@ mod steps {
     }
 }
 
-pub(super) use steps::{add_and_compare, subtract_and_test};
+pub(super) use processor::{add_and_compare, subtract_and_test};
