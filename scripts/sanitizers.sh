@@ -29,7 +29,7 @@ run_address() {
 
 run_memcheck() {
     local name binary
-    for name in ownership scopes blocks; do
+    for name in ownership scopes; do
         binary="$(cargo test --no-run --test "$name" --message-format=json 2>/dev/null |
             sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)"
         echo "--- memcheck: $name"

@@ -2,7 +2,7 @@
 //! can be given back, no look at what is resident. Correct, with less to offer.
 
 use super::{Part, Roused, render};
-use crate::sync::fence;
+use crate::sync::{Ordering, fence};
 use core::ptr::NonNull;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
