@@ -52,7 +52,10 @@ fn passes(seed: u64) {
     let [enterprise, premium, basic] =
         [Enterprise, Premium, Basic].map(|tier| scenario.outcome(tier));
     assert!(enterprise.requests > 1000, "seed {seed}: {enterprise:?}");
-    assert_eq!(enterprise.unfair, 0, "seed {seed}: {enterprise:?}");
+    // Lower tiers always hold what Enterprise wants here: it gets it at once.
+    assert_eq!(enterprise.refused, 0, "seed {seed}: {enterprise:?}");
+    assert_eq!(enterprise.late, 0, "seed {seed}: {enterprise:?}");
+    // Premium comes next: it may find what Basic has promised to Enterprise.
     assert_eq!(premium.unfair, 0, "seed {seed}: {premium:?}");
     // There was something to fight for, and Basic has lost it.
     let reclaim = memory.snapshot().reclaim;

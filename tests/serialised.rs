@@ -94,6 +94,7 @@ fn a_snapshot_has_the_documented_fields() {
     assert_eq!(tier["clients"], json!(0));
     assert_eq!(value["tiers"][0]["limit_bytes"], Value::Null);
     assert_eq!(tier["borrowed_bytes"], json!(4096));
+    assert_eq!(tier["overdrawn_bytes"], json!(0));
     for field in ["shortages", "reliefs", "total_ns", "longest_ns"] {
         assert_eq!(tier["relief"][field], json!(0), "{field}");
     }

@@ -114,17 +114,18 @@ fn total(scenario: &Scenario) -> Outcome {
 
 fn report(scenario: &Scenario, snapshot: &Snapshot, failed: &mut Vec<String>) {
     println!(
-        "\ntier        requests  refused  of these unfairly  stopped  from caches  short of memory"
+        "\ntier        requests  refused  of these unfairly  granted late  stopped  from caches  short of memory"
     );
     for tier in TIERS {
         let outcome = scenario.outcome(tier);
         let relief = snapshot.tiers[tier as usize].relief;
         let mean = relief.total.checked_div(relief.reliefs as u32);
         println!(
-            "{tier:10} {:9} {:8} {:18} {:8} {:8.1} MiB  {} times, {:.1} ms until relief, at most {:.1}",
+            "{tier:10} {:9} {:8} {:18} {:13} {:8} {:8.1} MiB  {} times, {:.1} ms until relief, at most {:.1}",
             outcome.requests,
             outcome.refused,
             outcome.unfair,
+            outcome.late,
             outcome.stopped,
             mib(outcome.cache_given),
             relief.shortages,

@@ -180,7 +180,8 @@ impl Node {
         self.charged().saturating_sub(guaranteed)
     }
 
-    fn owed(&self) -> u64 {
+    /// What a tier's clients were lent.
+    pub(crate) fn owed(&self) -> u64 {
         self.owed.load(Ordering::Relaxed)
     }
 

@@ -51,6 +51,9 @@ pub struct TierSnapshot {
     pub limit_bytes: Option<u64>,
     /// Of `charged_bytes`, what is beyond the clients' guarantees.
     pub borrowed_bytes: u64,
+    /// What its clients were lent beyond the limits, no part of
+    /// `charged_bytes`.
+    pub overdrawn_bytes: u64,
     /// Its clients, removed ones not counted.
     pub clients: usize,
     /// How often its clients were short of what lower tiers had borrowed.
@@ -202,6 +205,7 @@ pub(crate) fn take_snapshot(shared: &Shared, memory: MemoryUsage) -> Snapshot {
             name: Arc::clone(&tier.name),
             charged_bytes: node.charged(),
             borrowed_bytes: node.borrowed(),
+            overdrawn_bytes: node.owed(),
             limit_bytes: Some(node.limit()).filter(|&limit| limit != u64::MAX),
             clients: clients.iter().filter(|c| c.tier == tier.name).count(),
             relief,

@@ -199,6 +199,13 @@ pub(super) const TIER_GAUGES: &[(Family, FigureIn<TierSnapshot, Snapshot>)] = &[
         |tier, _| tier.borrowed_bytes,
     ),
     (
+        bytes(
+            "tiered_allocator_tier_overdrawn_bytes",
+            "Lent to its clients beyond the limits.",
+        ),
+        |tier, _| tier.overdrawn_bytes,
+    ),
+    (
         count("tiered_allocator_tier_clients", "Registered clients."),
         |tier, _| tier.clients as u64,
     ),

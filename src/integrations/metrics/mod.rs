@@ -8,7 +8,7 @@
 //! | names | labels |
 //! |---|---|
 //! | `tiered_allocator_client_*`: `live_bytes`, `charged_bytes`, `used_bytes`, `block_bytes`, `peak_bytes`, `limit_bytes`, `soft_limit_bytes`, `guarantee_bytes`, `overdrawn_bytes`, `live_allocations`; counters `allocated_bytes_total`, `allocations_total`, `refusals_total`, `observed_breaches_total`, `stall_seconds_total` | `client`, `tier` |
-//! | `tiered_allocator_tier_*`: `charged_bytes`, `limit_bytes`, `borrowed_bytes`, `clients`; counters `shortages_total`, `reliefs_total`, `shortage_seconds_total` | `tier` |
+//! | `tiered_allocator_tier_*`: `charged_bytes`, `limit_bytes`, `borrowed_bytes`, `overdrawn_bytes`, `clients`; counters `shortages_total`, `reliefs_total`, `shortage_seconds_total` | `tier` |
 //! | `tiered_allocator_memory_*`: `total_bytes`, `usable_bytes`, `charged_bytes`, `overdrawn_bytes`, `spilled_bytes`, `retired_clients`, `under_pressure` | |
 //! | `tiered_allocator_*`: `unattributed_bytes`, `unattributed_allocations`, `resident_set_bytes`, `unattributed_resident_bytes` | |
 //! | counters `tiered_allocator_*`: `reclaimed_bytes_total`, `rung_climbs_total` | `rung`, see [`Rung::name`](crate::Rung::name) |
