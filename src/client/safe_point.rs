@@ -3,7 +3,6 @@
 use super::error::QuotaExceeded;
 use super::handle::{Client, quota_exceeded};
 use crate::ledger::grant;
-use crate::registry::budget::{BudgetNode, Refusal};
 use crate::registry::events::EventKind;
 use crate::registry::{ReclaimPolicy, overage};
 use core::time::Duration;
@@ -165,12 +164,7 @@ impl Client {
     fn asked_to_stop(&self) -> Option<QuotaExceeded> {
         let figures = self.locked(|locked| {
             let tree = locked.tree().filter(|_| self.slot().borrowed() > 0)?;
-            let figures = Refusal {
-                node: BudgetNode::Memory,
-                requested: 0,
-                charged: tree.charged() + tree.overdrawn(),
-                limit: tree.root.limit(),
-            };
+            let figures = tree.figures(0);
             locked.record(EventKind::Cancelled, figures);
             Some(figures)
         });

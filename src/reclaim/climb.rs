@@ -13,17 +13,18 @@ use super::ladder::{self, Asked, Goal};
 use super::pressure::{Figures, Pressure, PressureSource, PressureWaker, Urgency, Watermarks};
 use super::stop::Stopped;
 use super::thread::Desk;
-use crate::client::Client;
+use crate::client::{Client, ClientId};
 use crate::ledger::fork::Cold;
 use crate::ledger::{grant, thread};
 use crate::registry::REGISTRY;
-use crate::registry::budget::{BudgetNode, MAX_TIERS, Refusal};
+use crate::registry::budget::{MAX_TIERS, Refusal};
 use crate::registry::events::EventKind;
 use crate::registry::rungs::Rung;
 use crate::registry::slot::{Slot, State};
 use crate::sync::{MutexGuard, Ordering};
 use crate::sys;
 use core::time::Duration;
+use std::collections::HashSet;
 use std::sync::TryLockError;
 
 /// Under pressure the reclaimer looks again after this long, and after twice
@@ -45,7 +46,7 @@ pub(super) struct PressureState {
     pub(super) callers: Callers,
     pub(super) stopped: Vec<Stopped>,
     /// Clients that were asked to stop during this pressure and gave nothing.
-    pub(super) tried: Vec<(u32, u32)>,
+    pub(super) tried: HashSet<ClientId>,
     /// A refused request that clients were asked to stop for: its bytes, whose
     /// it was, and until when they are.
     refused: Option<(u64, u32, Duration)>,
@@ -62,7 +63,7 @@ impl PressureState {
             sources,
             callers: Callers::default(),
             stopped: Vec::new(),
-            tried: Vec::new(),
+            tried: HashSet::new(),
             refused: None,
             short_since: [None; MAX_TIERS],
             pace: None,
@@ -173,25 +174,19 @@ impl Desk {
             _ => return,
         };
         let tree = &self.shared.tree;
-        let figures = Refusal {
-            node: BudgetNode::Memory,
-            requested: wanted,
-            charged: tree.charged() + tree.overdrawn(),
-            limit: tree.root.limit(),
-        };
         // No client's and no tier's.
         tree.events
-            .leave(kind, usize::from(u16::MAX), 0, 0, figures, 0);
+            .leave(kind, usize::from(u16::MAX), 0, 0, tree.figures(wanted), 0);
     }
 
     // --- causes ---------------------------------------------------------------
 
     fn figures(&self, resident_set_bytes: Option<u64>) -> Figures {
-        let tree = &self.shared.tree;
+        let all = self.shared.tree.figures(0);
         Figures {
             total_bytes: self.shared.total_bytes,
-            usable_bytes: tree.root.limit(),
-            charged_bytes: tree.charged() + tree.overdrawn(),
+            usable_bytes: all.limit,
+            charged_bytes: all.charged,
             resident_set_bytes,
         }
     }
@@ -339,14 +334,8 @@ impl Desk {
         if ladder::is_feasible(lent.saturating_add(missing), tree.borrowed_below(tier)) {
             return missing;
         }
-        let figures = Refusal {
-            node: BudgetNode::Memory,
-            requested: bytes,
-            charged: tree.charged() + tree.overdrawn(),
-            limit: tree.root.limit(),
-        };
         if let Some(slot) = REGISTRY.slot(client) {
-            self.record(slot, EventKind::Infeasible, figures);
+            self.record(slot, EventKind::Infeasible, tree.figures(bytes));
         }
         0
     }

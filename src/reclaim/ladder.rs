@@ -163,16 +163,15 @@ pub(super) fn caches(goal: &Goal, standings: &[Standing], asked: Asked) -> Vec<(
     order
 }
 
-/// The client to stop: the one that gives way first of those that have
-/// something to give.
-pub(super) fn worst_borrower(
-    goal: &Goal,
-    standings: impl Iterator<Item = (u32, Standing)>,
-) -> Option<(u32, Standing)> {
-    standings
-        .filter(|(_, standing)| goal.may_take_from(standing))
-        .filter(|(_, standing)| standing.borrowed >= goal.min_worth().max(1))
-        .min_by(|(_, one), (_, other)| gives_way_before(one, other))
+/// The clients to stop, of those that have something to give: the one that
+/// gives way first is the first.
+pub(super) fn borrowers<T>(goal: &Goal, candidates: impl Iterator<Item = (Standing, T)>) -> Vec<T> {
+    let mut order: Vec<(Standing, T)> = candidates
+        .filter(|(standing, _)| goal.may_take_from(standing))
+        .filter(|(standing, _)| standing.borrowed >= goal.min_worth().max(1))
+        .collect();
+    order.sort_by(|(one, _), (other, _)| gives_way_before(one, other));
+    order.into_iter().map(|(_, client)| client).collect()
 }
 
 /// Whether so much could be had at all if everybody concerned gave all that it
@@ -300,8 +299,8 @@ mod tests {
             [(0, 3 * MIB)]
         );
         assert_eq!(
-            worst_borrower(&goal(1, Urgency::High, Some(10)), places(&clients)),
-            None
+            borrowers(&goal(1, Urgency::High, Some(10)), places(&clients)),
+            [] as [u32; 0]
         );
     }
 
@@ -309,8 +308,8 @@ mod tests {
         taken.into_iter().map(|(at, _)| at).collect()
     }
 
-    fn places(clients: &[Standing]) -> impl Iterator<Item = (u32, Standing)> {
-        (0..).zip(clients.iter().copied())
+    fn places(clients: &[Standing]) -> impl Iterator<Item = (Standing, u32)> {
+        clients.iter().copied().zip(0..)
     }
 
     #[test]
@@ -356,10 +355,7 @@ mod tests {
             standing(0, 0, 100 * MIB),
         ];
         let any = goal(MIB, Urgency::Critical, None);
-        assert_eq!(
-            worst_borrower(&any, places(&clients)).map(|(at, _)| at),
-            Some(2)
-        );
+        assert_eq!(borrowers(&any, places(&clients)), [2, 1, 0]);
     }
 
     proptest! {

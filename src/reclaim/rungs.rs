@@ -26,7 +26,6 @@ use std::sync::Arc;
 /// The clients that could give something, and where they stand.
 pub(super) struct Field {
     standings: Vec<Standing>,
-    blocks: Vec<Arc<BlockState>>,
     /// The blocks that are idle now, and their owners' places above.
     idle: Vec<(Arc<BlockState>, usize)>,
     entries: Vec<(Arc<Entry>, usize)>,
@@ -62,8 +61,7 @@ impl Desk {
                 from_caches += gave;
             }
         }
-        let is_systems = cause == Cause::Source;
-        if from_caches > 0 || is_systems {
+        if from_caches > 0 || cause == Cause::Source {
             self.purge(state);
         }
         let may_stop = match cause {
@@ -81,7 +79,6 @@ impl Desk {
     pub(super) fn survey(&self) -> Field {
         let mut field = Field {
             standings: Vec::new(),
-            blocks: self.shared.blocks(),
             idle: Vec::new(),
             entries: Vec::new(),
         };
@@ -92,9 +89,11 @@ impl Desk {
                 field.standings.len() - 1
             })
         };
-        for block in field.blocks.iter().filter(|block| block.is_idle()) {
-            let place = place_of(block.owner());
-            field.idle.push((Arc::clone(block), place));
+        for block in self.shared.blocks() {
+            if block.is_idle() {
+                let place = place_of(block.owner());
+                field.idle.push((block, place));
+            }
         }
         for entry in self.shared.tree.reclaimers.all() {
             let place = place_of(entry.slot);

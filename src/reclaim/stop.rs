@@ -6,20 +6,41 @@ use super::ladder::{self, Goal};
 use super::rungs::figures;
 use super::thread::Desk;
 use crate::client::Client;
+use crate::registry::Enforcement;
 use crate::registry::events::EventKind;
 use crate::registry::rungs::Rung;
-use crate::registry::slot::Slot;
-use crate::registry::{Enforcement, REGISTRY};
 use crate::sync::Ordering;
 use core::time::Duration;
 
 /// A client that was asked to stop.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) struct Stopped {
-    slot: &'static Slot,
-    generation: u32,
+    client: Client,
     since: Duration,
     borrowed: u64,
+}
+
+impl Stopped {
+    fn is_gone(&self) -> bool {
+        self.client.slot().generation() != self.client.id().generation()
+    }
+
+    /// What it has given back since this was asked last.
+    fn take_given(&mut self) -> u64 {
+        if self.is_gone() {
+            return 0;
+        }
+        let borrowed = self.client.slot().borrowed();
+        let given = self.borrowed.saturating_sub(borrowed);
+        self.borrowed = self.borrowed.min(borrowed);
+        given
+    }
+
+    fn let_go_on(&self) {
+        if !self.is_gone() {
+            self.client.slot().ask_to_stop(false);
+        }
+    }
 }
 
 impl Desk {
@@ -33,37 +54,29 @@ impl Desk {
         let now = self.shared.now();
         let mut gave = 0;
         let mut held = 0;
-        let mut going = Vec::new();
         for mut stopped in core::mem::take(&mut state.stopped) {
-            let borrowed = stopped.slot.borrowed();
-            let given = stopped.borrowed.saturating_sub(borrowed);
-            let is_gone = stopped.slot.generation() != stopped.generation;
-            if given > 0 && !is_gone {
-                gave += given;
-                self.shared.counts.gained(Rung::Cancel, given);
-                stopped.borrowed = borrowed;
-            }
-            let is_over = is_gone || borrowed == 0 || now.saturating_sub(stopped.since) > patience;
-            if is_over {
-                self.let_go_on(&stopped);
-                state.tried.push((stopped.slot.index(), stopped.generation));
+            gave += self.count_given(&mut stopped);
+            let borrowed = stopped.client.slot().borrowed();
+            let had_its_time = now.saturating_sub(stopped.since) > patience;
+            if stopped.is_gone() || borrowed == 0 || had_its_time {
+                stopped.let_go_on();
+                state.tried.insert(stopped.client.id());
             } else {
                 held += borrowed;
-                going.push(stopped);
+                state.stopped.push(stopped);
             }
         }
-        state.stopped = going;
-        while held < goal.wanted_bytes.saturating_sub(gave) {
-            let Some(slot) = self.worst_borrower(state, goal) else {
+        let wanted = goal.wanted_bytes.saturating_sub(gave);
+        if held >= wanted {
+            return gave;
+        }
+        for client in self.borrowers(state, goal) {
+            if held >= wanted {
                 break;
-            };
-            let stopped = Stopped {
-                slot,
-                generation: slot.generation(),
-                since: now,
-                borrowed: slot.borrowed(),
-            };
-            held += stopped.borrowed;
+            }
+            let slot = client.slot();
+            let borrowed = slot.borrowed();
+            held += borrowed;
             slot.ask_to_stop(true);
             self.record(
                 slot,
@@ -73,43 +86,46 @@ impl Desk {
             let counts = &self.shared.counts;
             counts.stopped_clients.fetch_add(1, Ordering::Relaxed);
             counts.climbed(Rung::Cancel, 0);
-            state.stopped.push(stopped);
+            state.stopped.push(Stopped {
+                client,
+                since: now,
+                borrowed,
+            });
         }
         gave
     }
 
-    /// The one walk over all clients, on the last rung alone.
-    fn worst_borrower(&self, state: &PressureState, goal: &Goal) -> Option<&'static Slot> {
-        let is_new = |slot: &Slot| {
-            let asked = (slot.index(), slot.generation());
-            !slot.is_asked_to_stop() && !state.tried.contains(&asked)
+    fn count_given(&self, stopped: &mut Stopped) -> u64 {
+        let given = stopped.take_given();
+        if given > 0 {
+            self.shared.counts.gained(Rung::Cancel, given);
+        }
+        given
+    }
+
+    /// Those that could be asked to stop, the worst first: the one walk over
+    /// all clients, on the last rung alone.
+    fn borrowers(&self, state: &PressureState, goal: &Goal) -> Vec<Client> {
+        let may_be_asked = |client: &Client| {
+            let slot = client.slot();
+            !slot.is_asked_to_stop()
+                && !state.tried.contains(&client.id())
+                && slot.limits().enforcement != Enforcement::Observe
         };
         let names = self.shared.names();
         let candidates = names
             .values()
             .filter_map(|&id| Client::with_id(id))
-            .map(|client| client.slot())
-            .filter(|slot| is_new(slot) && slot.limits().enforcement != Enforcement::Observe)
-            .map(|slot| (slot.index(), self.standing(slot)));
-        let (index, _) = ladder::worst_borrower(goal, candidates)?;
-        drop(names);
-        REGISTRY.slot(index)
-    }
-
-    fn let_go_on(&self, stopped: &Stopped) {
-        if stopped.slot.generation() == stopped.generation {
-            stopped.slot.ask_to_stop(false);
-        }
+            .filter(may_be_asked)
+            .map(|client| (self.standing(client.slot()), client));
+        ladder::borrowers(goal, candidates)
     }
 
     /// The pressure is over.
     pub(super) fn let_all_go_on(&self, state: &mut PressureState) {
-        for stopped in state.stopped.drain(..) {
-            let given = stopped.borrowed.saturating_sub(stopped.slot.borrowed());
-            if stopped.slot.generation() == stopped.generation {
-                self.shared.counts.gained(Rung::Cancel, given);
-            }
-            self.let_go_on(&stopped);
+        for mut stopped in state.stopped.drain(..) {
+            self.count_given(&mut stopped);
+            stopped.let_go_on();
         }
         state.tried.clear();
     }

@@ -503,6 +503,17 @@ impl Tree {
         self.headroom.charged() + self.lent.load(Ordering::Relaxed)
     }
 
+    /// All that is charged to the memory, overdrafts included, against its
+    /// usable part; said of a request of so many bytes.
+    pub(crate) fn figures(&self, requested: u64) -> Refusal {
+        Refusal {
+            node: BudgetNode::Memory,
+            requested,
+            charged: self.charged() + self.overdrawn(),
+            limit: self.root.limit(),
+        }
+    }
+
     /// Moves `bytes` from one tier's sum to another's. The bytes exist, so the
     /// other tier's limit refuses later charges but not this.
     pub(crate) fn move_between_tiers(&self, from: usize, to: usize, bytes: u64) {

@@ -124,17 +124,14 @@ impl Locked {
             return own;
         };
         let tier = &tree.tiers[self.slot.tier()];
-        let (node, charged, limit) = if tier.charged() >= tier.limit() {
-            (BudgetNode::Tier, tier.charged(), tier.limit())
-        } else {
-            let charged = tree.charged() + tree.overdrawn();
-            (BudgetNode::Memory, charged, tree.root.limit())
-        };
+        if tier.charged() < tier.limit() {
+            return tree.figures(0);
+        }
         Refusal {
-            node,
+            node: BudgetNode::Tier,
             requested: 0,
-            charged,
-            limit,
+            charged: tier.charged(),
+            limit: tier.limit(),
         }
     }
 
