@@ -69,7 +69,7 @@ fn main() -> ExitCode {
         let began = Instant::now();
         let before = total(&scenario);
         scenario.set_load(load);
-        let (_, most) = scenario.run(steps);
+        let most = scenario.run(steps);
         let snapshot = memory.snapshot();
         let borrowed = TIERS.map(|tier| mib(snapshot.tiers[tier as usize].borrowed_bytes));
         println!(

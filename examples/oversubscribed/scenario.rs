@@ -152,8 +152,7 @@ impl Tenant {
     }
 
     /// Asks, and asks again while the tenant is due what it was refused: what
-    /// can be had is known only a moment after the refusal, when it may have
-    /// changed.
+    /// could be had is known only a moment later, when it may have changed.
     fn insist<T>(&mut self, size: usize, ask: impl Fn(&Tenant) -> Option<T>) -> Option<T> {
         self.outcome.requests += 1;
         for asked in 0..INSISTS {
@@ -166,7 +165,7 @@ impl Tenant {
                 self.outcome.refused += 1;
                 return None;
             }
-            std::thread::yield_now();
+            std::thread::sleep(LOOK);
         }
         self.outcome.refused += 1;
         self.outcome.unfair += 1;
@@ -353,8 +352,8 @@ impl Scenario {
     }
 
     /// Every tenant does `steps` pieces of work on a thread of its own. Answers
-    /// how often somebody looked, and the most that was charged at once.
-    pub fn run(&mut self, steps: u64) -> (u64, u64) {
+    /// the most that was charged at once.
+    pub fn run(&mut self, steps: u64) -> u64 {
         let done = AtomicBool::new(false);
         let busy = &AtomicU64::new(self.tenants.len() as u64);
         let memory = &self.memory;
@@ -396,15 +395,14 @@ impl Scenario {
     }
 }
 
-fn watch(memory: &Memory, done: &AtomicBool) -> (u64, u64) {
-    let (mut looks, mut most) = (0, 0);
+fn watch(memory: &Memory, done: &AtomicBool) -> u64 {
+    let mut most = 0;
     loop {
         let usage = memory.usage();
         let charged = usage.charged_bytes + usage.overdrawn_bytes;
         most = most.max(charged);
-        looks += 1;
         if done.load(Ordering::Relaxed) {
-            return (looks, most);
+            return most;
         }
         std::thread::sleep(LOOK);
     }

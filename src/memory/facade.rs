@@ -400,11 +400,12 @@ impl Memory {
     /// The memory as a whole: what is charged, reserved, overdrawn.
     pub fn usage(&self) -> MemoryUsage {
         let tree = &self.shared.tree;
+        let (charged_bytes, overdrawn_bytes) = tree.charged_and_overdrawn();
         MemoryUsage {
             total_bytes: self.shared.total_bytes,
             usable_bytes: tree.root.limit(),
-            charged_bytes: tree.charged(),
-            overdrawn_bytes: tree.overdrawn(),
+            charged_bytes,
+            overdrawn_bytes,
             spilled_bytes: self.shared.spilled_now_bytes(),
         }
     }

@@ -64,7 +64,7 @@ fn racing_charges_and_loans_stay_within_the_total_and_add_up() {
         for task in tasks {
             task.join().unwrap();
         }
-        assert_eq!((tree.charged(), tree.overdrawn()), (0, 0));
+        assert_eq!(tree.charged_and_overdrawn(), (0, 0));
         assert_eq!(tree.tiers[0].charged(), 0);
         tree.charge(0, 90, Reach::Limits).unwrap();
     });

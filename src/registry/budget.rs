@@ -487,10 +487,15 @@ impl Tree {
         self.headroom.refund(bytes - to_root);
     }
 
-    /// Charged or reserved within the limits, by all clients together.
-    pub(crate) fn charged(&self) -> u64 {
+    /// By all clients together: charged or reserved within the limits, and
+    /// overdrawn. `lent` is looked at once, so what moves meanwhile is in one
+    /// figure or the other and their sum stays within the total.
+    pub(crate) fn charged_and_overdrawn(&self) -> (u64, u64) {
         let lent = self.lent.load(Ordering::Relaxed);
-        self.root.charged().saturating_sub(lent)
+        (
+            self.root.charged().saturating_sub(lent),
+            self.headroom.charged() + lent,
+        )
     }
 
     /// Headroom that nobody has been lent.
@@ -500,16 +505,17 @@ impl Tree {
 
     /// Overdrafts of all clients together.
     pub(crate) fn overdrawn(&self) -> u64 {
-        self.headroom.charged() + self.lent.load(Ordering::Relaxed)
+        self.charged_and_overdrawn().1
     }
 
     /// All that is charged to the memory, overdrafts included, against its
     /// usable part; said of a request of so many bytes.
     pub(crate) fn figures(&self, requested: u64) -> Refusal {
+        let (charged, overdrawn) = self.charged_and_overdrawn();
         Refusal {
             node: BudgetNode::Memory,
             requested,
-            charged: self.charged() + self.overdrawn(),
+            charged: charged + overdrawn,
             limit: self.root.limit(),
         }
     }
