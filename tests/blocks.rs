@@ -3,23 +3,21 @@
 
 mod common;
 
-use common::{client, quiet};
+use common::{client, quiet, timed};
 use serial_test::serial;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::Hasher;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
-use tiered_allocator::clock::ManualClock;
 use tiered_allocator::{
-    AllocateError, BudgetNode, DeallocateReason, Enforcement, Limit, Memory, MemoryBlock,
-    MemoryBuilder, PinError, ReclaimPolicy, ReclaimReport, SubscriptionTier, TierPolicy,
-    TieredAllocator,
+    AllocateError, BudgetNode, DeallocateReason, Enforcement, Limit, Memory, MemoryBlock, PinError,
+    ReclaimPolicy, ReclaimReport, SubscriptionTier, TierPolicy, TieredAllocator,
 };
 
 use SubscriptionTier::{Basic, Enterprise, Premium};
 
+const TOTAL: u64 = 100 << 20;
 const IDLE: Duration = Duration::from_secs(300);
 
 fn hash(bytes: &[u8]) -> u64 {
@@ -37,15 +35,6 @@ fn fill(block: &mut MemoryBlock, seed: u64) -> u64 {
         chunk.copy_from_slice(&random.to_le_bytes()[..chunk.len()]);
     }
     hash(&pin)
-}
-
-/// A memory whose time stands still, and the means to let it pass.
-fn timed(configure: impl FnOnce(MemoryBuilder) -> MemoryBuilder) -> (Memory, Arc<ManualClock>) {
-    let clock = Arc::new(ManualClock::default());
-    let builder = Memory::builder(100 << 20)
-        .background(false)
-        .clock(Arc::clone(&clock));
-    (configure(builder).build().unwrap(), clock)
 }
 
 fn report(change: impl FnOnce(&mut ReclaimReport)) -> ReclaimReport {
@@ -205,7 +194,7 @@ fn used_follows_the_pages_that_were_touched() {
 #[serial]
 #[cfg_attr(tiered_allocator_portable, ignore = "spills or measures pages")]
 fn a_block_outlives_its_client_and_its_memory() {
-    let (memory, clock) = timed(|builder| builder);
+    let (memory, clock) = timed(TOTAL, |builder| builder);
     let client = memory.register("a", Enterprise).unwrap();
     let mut blocks: Vec<MemoryBlock> = (0..2)
         .map(|_| memory.allocate_for_client("a", 50_000).unwrap())
@@ -227,7 +216,7 @@ fn a_block_outlives_its_client_and_its_memory() {
 #[serial]
 #[cfg_attr(tiered_allocator_portable, ignore = "spills or measures pages")]
 fn an_idle_block_is_spilled_and_comes_back_as_it_was() {
-    let (memory, clock) = timed(|builder| builder);
+    let (memory, clock) = timed(TOTAL, |builder| builder);
     let client = memory.register("a", Enterprise).unwrap();
     const SIZE: usize = (8 << 20) + 123;
     let mut block = memory.allocate_for_client("a", SIZE).unwrap();
@@ -271,7 +260,7 @@ fn an_idle_block_is_spilled_and_comes_back_as_it_was() {
 #[test]
 #[serial]
 fn a_block_smaller_than_a_page_stays() {
-    let (memory, clock) = timed(|builder| builder);
+    let (memory, clock) = timed(TOTAL, |builder| builder);
     memory.register("a", Enterprise).unwrap();
     let _block = memory.allocate_for_client("a", 4095).unwrap();
     clock.advance(IDLE);
@@ -282,7 +271,7 @@ fn a_block_smaller_than_a_page_stays() {
 #[serial]
 #[cfg_attr(tiered_allocator_portable, ignore = "spills or measures pages")]
 fn a_spilled_block_waits_until_its_client_may_have_it_back() {
-    let (memory, clock) = timed(|builder| builder);
+    let (memory, clock) = timed(TOTAL, |builder| builder);
     let client = client(&memory, "a", 100_000, Enforcement::Strict);
     let mut block = memory.allocate_for_client("a", 60_000).unwrap();
     let sum = fill(&mut block, 6);
@@ -309,7 +298,7 @@ fn a_spilled_block_waits_until_its_client_may_have_it_back() {
 #[serial]
 fn a_discardable_block_says_so_until_it_is_renewed_and_a_kept_one_stays() {
     let policy = |reclaim| TierPolicy::new(Limit::Share(0.3)).reclaim(reclaim);
-    let (memory, clock) = timed(|builder| {
+    let (memory, clock) = timed(TOTAL, |builder| {
         builder
             .tier("cache", policy(ReclaimPolicy::Discard))
             .tier("kept", policy(ReclaimPolicy::Keep))
@@ -343,7 +332,7 @@ fn a_discardable_block_says_so_until_it_is_renewed_and_a_kept_one_stays() {
 #[serial]
 #[cfg_attr(tiered_allocator_portable, ignore = "spills or measures pages")]
 fn a_pinned_block_is_not_touched_however_old_it_is() {
-    let (memory, clock) = timed(|builder| builder);
+    let (memory, clock) = timed(TOTAL, |builder| builder);
     memory.register("a", Enterprise).unwrap();
     let mut block = memory.allocate_for_client("a", 10_000).unwrap();
     fill(&mut block, 1);
@@ -363,7 +352,7 @@ fn a_pinned_block_is_not_touched_however_old_it_is() {
 #[serial]
 fn nothing_is_lost_while_threads_pin_and_others_reclaim() {
     let now = TierPolicy::new(Limit::Unlimited).idle_after(Duration::ZERO);
-    let (memory, _clock) = timed(|builder| builder.tier("hasty", now));
+    let (memory, _clock) = timed(TOTAL, |builder| builder.tier("hasty", now));
     memory.register("a", "hasty").unwrap();
     let stop = AtomicBool::new(false);
     let restored = AtomicU64::new(0);
@@ -404,7 +393,7 @@ fn nothing_is_lost_while_threads_pin_and_others_reclaim() {
 
 /// An idle block that cannot be written to `dir` stays where it is.
 fn stays_without(dir: &Path) {
-    let (memory, clock) = timed(|builder| builder.spill_dir(dir));
+    let (memory, clock) = timed(TOTAL, |builder| builder.spill_dir(dir));
     let client = memory.register("a", Enterprise).unwrap();
     let mut block = memory.allocate_for_client("a", 10_000).unwrap();
     let sum = fill(&mut block, 3);
@@ -440,7 +429,7 @@ fn without_a_place_to_spill_to_blocks_stay() {
 #[serial]
 #[cfg_attr(tiered_allocator_portable, ignore = "spills or measures pages")]
 fn a_limited_spill_area_takes_the_lowest_tier_first() {
-    let (memory, clock) = timed(|builder| builder.spill_limit_bytes(25_000));
+    let (memory, clock) = timed(TOTAL, |builder| builder.spill_limit_bytes(25_000));
     let blocks = [Enterprise, Basic, Premium].map(|tier| {
         memory.register(tier.name(), tier).unwrap();
         let mut block = memory.allocate_for_client(tier.name(), 10_000).unwrap();
@@ -471,7 +460,7 @@ fn a_limited_spill_area_takes_the_lowest_tier_first() {
 #[serial]
 #[cfg_attr(tiered_allocator_portable, ignore = "spills or measures pages")]
 fn the_book_of_free_spill_space_is_not_the_clients() {
-    let (memory, clock) = timed(|builder| builder);
+    let (memory, clock) = timed(TOTAL, |builder| builder);
     let client = memory.register("a", Premium).unwrap();
     let mut blocks = [10_000; 2].map(|len| memory.allocate_for_client("a", len).unwrap());
     fill(&mut blocks[0], 1);

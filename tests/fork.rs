@@ -65,15 +65,10 @@ fn fill_up(client: &Client) -> (Vec<Block>, u64) {
     (blocks, bytes)
 }
 
-#[test]
-#[serial]
-fn a_child_works_on_whatever_the_parents_threads_were_doing() {
-    const FORKS: usize = 150;
-    const MAX: u64 = 300_000;
-    assert!(TieredAllocator::is_installed());
+/// Where the feature is there, samples are taken in the parent's threads while
+/// it forks, and in the child.
+fn sampled() -> Memory {
     let memory = Memory::builder(1 << 30).background(false).build().unwrap();
-    // Where the feature is there: samples are taken in the parent's threads
-    // while it forks, and in the child.
     #[cfg(feature = "profile")]
     memory
         .start_heap_profile(
@@ -82,6 +77,16 @@ fn a_child_works_on_whatever_the_parents_threads_were_doing() {
                 .unattributed(true),
         )
         .unwrap();
+    memory
+}
+
+#[test]
+#[serial]
+fn a_child_works_on_whatever_the_parents_threads_were_doing() {
+    const FORKS: usize = 150;
+    const MAX: u64 = 300_000;
+    assert!(TieredAllocator::is_installed());
+    let memory = sampled();
     let crowded = strict(&memory, "crowded", MAX);
     let own = strict(&memory, "own", MAX);
     let stop = AtomicBool::new(false);
@@ -137,17 +142,7 @@ fn a_child_works_on_whatever_the_parents_threads_were_doing() {
 #[test]
 #[serial]
 fn threads_that_start_and_end_do_not_disturb_a_fork() {
-    let memory = Memory::builder(1 << 30).background(false).build().unwrap();
-    // Where the feature is there: samples are taken in the parent's threads
-    // while it forks, and in the child.
-    #[cfg(feature = "profile")]
-    memory
-        .start_heap_profile(
-            &tiered_allocator::profile::ProfileOptions::new()
-                .sample_bytes(2000)
-                .unattributed(true),
-        )
-        .unwrap();
+    let memory = sampled();
     let client = strict(&memory, "client", 100_000);
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {

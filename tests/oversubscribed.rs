@@ -5,9 +5,9 @@ mod common;
 #[path = "../examples/oversubscribed/scenario.rs"]
 mod scenario;
 
+use common::memory_backed;
 use scenario::{MIB, Scenario};
 use serial_test::serial;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tiered_allocator::{Memory, Rung, SubscriptionTier, TieredAllocator};
 
@@ -23,16 +23,6 @@ fn memory() -> Memory {
         .spill_dir(memory_backed())
         .build()
         .unwrap()
-}
-
-/// Somewhere quick, if there is such a place.
-fn memory_backed() -> PathBuf {
-    let shared = Path::new("/dev/shm");
-    if shared.is_dir() {
-        shared.to_owned()
-    } else {
-        std::env::temp_dir()
-    }
 }
 
 fn passes(seed: u64) {

@@ -3,14 +3,14 @@
 
 mod common;
 
-use common::{Bytes, client};
+use common::{Bytes, client, timed};
 use serial_test::serial;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, mpsc};
 use std::time::Duration;
-use tiered_allocator::clock::{Clock, ManualClock};
+use tiered_allocator::clock::Clock;
 use tiered_allocator::pressure::{Figures, Pressure, PressureError, PressureSource, Urgency};
 use tiered_allocator::purge::{Purge, Purged};
 use tiered_allocator::{
@@ -260,13 +260,7 @@ impl PressureSource for Latched {
 #[serial]
 fn pitfall_17_pressure_that_never_ends_refuses_nobody() {
     const MIB: u64 = 1 << 20;
-    let clock = Arc::new(ManualClock::default());
-    let memory = Memory::builder(100 * MIB)
-        .background(false)
-        .clock(Arc::clone(&clock))
-        .pressure_source(Latched)
-        .build()
-        .unwrap();
+    let (memory, clock) = timed(100 * MIB, |builder| builder.pressure_source(Latched));
     let strict = client(&memory, "strict", 10 * MIB, Strict);
     let options = ClientOptions::new("Basic")
         .max(Limit::Bytes(5 * MIB))

@@ -1,6 +1,9 @@
 //! Parallel work on rayon: charged to its client to the byte on whichever
 //! worker it runs, and workers belong to nobody afterwards.
 
+#[path = "support/tenants.rs"]
+mod tenants;
+
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use serial_test::serial;
@@ -8,34 +11,18 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Barrier, mpsc};
 use std::thread;
+use tenants::{client, is_current, live, memory};
 use tiered_allocator::integrations::rayon::{self as tenant, ParInClientExt};
-use tiered_allocator::{Client, ClientOptions, Limit, Memory, SubscriptionTier, TieredAllocator};
+use tiered_allocator::{Client, ClientOptions, Limit, SubscriptionTier, TieredAllocator};
 
 #[global_allocator]
 static HEAP: TieredAllocator = TieredAllocator::system();
 
 const WORKERS: usize = 3;
 
-fn memory() -> Memory {
-    assert!(TieredAllocator::is_installed());
-    Memory::new(1 << 30)
-}
-
-fn client(memory: &Memory, name: &str) -> Client {
-    memory.register(name, SubscriptionTier::Premium).unwrap()
-}
-
 fn pool() -> ThreadPool {
     let builder = ThreadPoolBuilder::new().num_threads(WORKERS);
     builder.build().unwrap()
-}
-
-fn live(client: &Client) -> usize {
-    client.usage().live_bytes as usize
-}
-
-fn is_current(client: &Client) -> bool {
-    Client::current().as_ref() == Some(client)
 }
 
 fn assert_workers_belong_to_nobody(pool: &ThreadPool) {

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Bytes, client, quiet};
+use common::{Bytes, client, quiet, timed};
 use serial_test::serial;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -215,12 +215,7 @@ fn a_leaked_scope_keeps_a_removed_client_until_its_thread_ends() {
 #[serial]
 #[cfg_attr(tiered_allocator_portable, ignore = "spills or measures pages")]
 fn a_spilled_block_keeps_a_removed_client_and_comes_back() {
-    let clock = std::sync::Arc::new(tiered_allocator::clock::ManualClock::default());
-    let memory = Memory::builder(1 << 30)
-        .background(false)
-        .clock(std::sync::Arc::clone(&clock))
-        .build()
-        .unwrap();
+    let (memory, clock) = timed(1 << 30, |builder| builder);
     let client = memory.register("gone", Basic).unwrap();
     let mut block = memory.allocate_for_client("gone", 8192).unwrap();
     block.pin_mut().unwrap().fill(7);

@@ -5,30 +5,21 @@
 
 mod common;
 
+use common::{memory_backed, timed};
 use serial_test::serial;
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
-use tiered_allocator::clock::ManualClock;
 use tiered_allocator::{
-    Event, EventKind, Limit, Memory, MemoryBlock, MemoryBuilder, SubscriptionTier, TierPolicy,
-    TieredAllocator,
+    Event, EventKind, Limit, Memory, MemoryBlock, SubscriptionTier, TierPolicy, TieredAllocator,
 };
 
 use SubscriptionTier::{Basic, Enterprise, Premium};
 
 const KIB: usize = 1024;
 const MIB: u64 = 1 << 20;
-
-fn timed(configure: impl FnOnce(MemoryBuilder) -> MemoryBuilder) -> (Memory, Arc<ManualClock>) {
-    let clock = Arc::new(ManualClock::default());
-    let builder = Memory::builder(400 * MIB)
-        .background(false)
-        .clock(Arc::clone(&clock));
-    (configure(builder).build().unwrap(), clock)
-}
+const TOTAL: u64 = 400 * MIB;
 
 fn byte(seed: usize, at: usize) -> u8 {
     (seed * 31 + at / 7) as u8
@@ -117,7 +108,7 @@ fn a_full_file_system_leaves_the_blocks_in_memory_and_says_so() {
             eprintln!("not root, so no small file system to fill: {refused}");
             return;
         }
-        let (memory, clock) = timed(|builder| builder.spill_dir(&dir.0));
+        let (memory, clock) = timed(TOTAL, |builder| builder.spill_dir(&dir.0));
         memory.register("a", Basic).unwrap();
         let mut blocks: Vec<Option<MemoryBlock>> = (0..4)
             .map(|seed| Some(filled(&memory, "a", 400 * KIB, seed)))
@@ -174,7 +165,7 @@ fn a_write_that_fails_half_way_leaves_the_block_in_memory() {
         assert_eq!(libc::getrlimit(libc::RLIMIT_FSIZE, &mut old), 0);
         libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
     }
-    let (memory, clock) = timed(|builder| builder);
+    let (memory, clock) = timed(TOTAL, |builder| builder);
     memory.register("a", Basic).unwrap();
     let small = filled(&memory, "a", 300 * KIB, 1);
     let large = filled(&memory, "a", 400 * KIB, 2);
@@ -209,7 +200,7 @@ fn a_write_that_fails_half_way_leaves_the_block_in_memory() {
 #[test]
 #[serial]
 fn a_full_spill_area_is_an_event_with_its_limit() {
-    let (memory, clock) = timed(|builder| builder.spill_limit_bytes(64 * KIB as u64));
+    let (memory, clock) = timed(TOTAL, |builder| builder.spill_limit_bytes(64 * KIB as u64));
     memory.register("a", Basic).unwrap();
     let block = filled(&memory, "a", 100 * KIB, 1);
     clock.advance(Duration::from_secs(300));
@@ -226,7 +217,7 @@ fn a_full_spill_area_is_an_event_with_its_limit() {
 fn the_file_has_no_name_and_is_nobody_elses() {
     use std::os::unix::fs::MetadataExt;
     let dir = Dir::new("nameless");
-    let (memory, clock) = timed(|builder| builder.spill_dir(&dir.0));
+    let (memory, clock) = timed(TOTAL, |builder| builder.spill_dir(&dir.0));
     memory.register("a", Basic).unwrap();
     let block = filled(&memory, "a", 100 * KIB, 1);
     clock.advance(Duration::from_secs(300));
@@ -255,7 +246,7 @@ fn the_file_has_no_name_and_is_nobody_elses() {
 #[serial]
 fn a_thousand_clients_with_idle_blocks_lose_nothing() {
     let tiers = [Basic, Premium, Enterprise];
-    let (memory, clock) = timed(|mut builder| {
+    let (memory, clock) = timed(TOTAL, |mut builder| {
         for (tier, seconds) in tiers.into_iter().zip([10, 20, 30]) {
             let policy = TierPolicy::from(tier)
                 .max(Limit::Bytes(MIB))
@@ -306,14 +297,4 @@ fn a_thousand_clients_with_idle_blocks_lose_nothing() {
     drop(blocks);
     assert_eq!(memory.get_resource_usage(), (0, 0));
     assert_eq!(memory.usage().spilled_bytes, 0);
-}
-
-/// Somewhere quick, if there is such a place.
-fn memory_backed() -> PathBuf {
-    let shared = Path::new("/dev/shm");
-    if shared.is_dir() {
-        shared.to_owned()
-    } else {
-        std::env::temp_dir()
-    }
 }

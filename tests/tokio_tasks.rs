@@ -1,6 +1,9 @@
 //! Futures and blocking work on tokio: charged to their client to the byte,
 //! wherever they run, and however they end.
 
+#[path = "support/tenants.rs"]
+mod tenants;
+
 use serial_test::serial;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -9,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::thread;
+use tenants::{client, is_current, live, memory};
 use tiered_allocator::integrations::tokio as tenant;
 use tiered_allocator::{
     Client, ClientOptions, InClientExt, Limit, Memory, SubscriptionTier, TieredAllocator,
@@ -22,15 +26,6 @@ static HEAP: TieredAllocator = TieredAllocator::system();
 const KIB: usize = 1024;
 const MIB: u64 = 1 << 20;
 
-fn memory() -> Memory {
-    assert!(TieredAllocator::is_installed());
-    Memory::new(1 << 30)
-}
-
-fn client(memory: &Memory, name: &str) -> Client {
-    memory.register(name, SubscriptionTier::Premium).unwrap()
-}
-
 fn small(memory: &Memory, name: &str, max: usize) -> Client {
     let options = ClientOptions::new(SubscriptionTier::Basic).max(Limit::Bytes(max as u64));
     memory.register(name, options).unwrap()
@@ -43,14 +38,6 @@ fn runtime(workers: usize) -> Runtime {
         .enable_time()
         .build()
         .unwrap()
-}
-
-fn live(client: &Client) -> usize {
-    client.usage().live_bytes as usize
-}
-
-fn is_current(client: &Client) -> bool {
-    Client::current().as_ref() == Some(client)
 }
 
 /// Goes to the end of the worker's queue. `tokio::task::yield_now` does, too,

@@ -4,7 +4,12 @@
 #![allow(dead_code, reason = "each test binary uses a part of this")]
 
 use std::alloc::{GlobalAlloc, Layout};
-use tiered_allocator::{Client, ClientOptions, Enforcement, Limit, Memory, TieredAllocator};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tiered_allocator::clock::ManualClock;
+use tiered_allocator::{
+    Client, ClientOptions, Enforcement, Limit, Memory, MemoryBuilder, TieredAllocator,
+};
 
 #[global_allocator]
 pub static HEAP: TieredAllocator = TieredAllocator::system();
@@ -66,6 +71,28 @@ pub fn quiet(total_bytes: u64) -> Memory {
         .background(false)
         .build()
         .unwrap()
+}
+
+/// A quiet memory whose time stands still, and the means to let it pass.
+pub fn timed(
+    total_bytes: u64,
+    configure: impl FnOnce(MemoryBuilder) -> MemoryBuilder,
+) -> (Memory, Arc<ManualClock>) {
+    let clock = Arc::new(ManualClock::default());
+    let builder = Memory::builder(total_bytes)
+        .background(false)
+        .clock(Arc::clone(&clock));
+    (configure(builder).build().unwrap(), clock)
+}
+
+/// Somewhere quick to spill to, if there is such a place.
+pub fn memory_backed() -> PathBuf {
+    let shared = Path::new("/dev/shm");
+    if shared.is_dir() {
+        shared.to_owned()
+    } else {
+        std::env::temp_dir()
+    }
 }
 
 /// The memory, with a heap profile of everything where the feature is there:
