@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::Bytes;
+use common::{Bytes, offer, timed};
 use serial_test::serial;
 use std::io;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -99,36 +99,17 @@ struct Setup {
 }
 
 fn setup() -> Setup {
-    let clock = Arc::new(ManualClock::default());
     let (switch, purge) = (Switch::default(), Counted::default());
-    let memory = Memory::builder(1000 * MIB)
-        .background(false)
-        .clock(Arc::clone(&clock))
-        .pressure_source(Panics)
-        .pressure_source(switch.clone())
-        .pressure_source(Broken)
-        .purge(purge.clone())
-        .build()
-        .unwrap();
+    let (memory, clock) = timed(1000 * MIB, |builder| {
+        builder
+            .pressure_source(Panics)
+            .pressure_source(switch.clone())
+            .pressure_source(Broken)
+            .purge(purge.clone())
+    });
     let client = memory.register("a", Basic).unwrap();
     let block = || Bytes::of(&client, 64 * 1024).unwrap();
-    let cache = Arc::new(Mutex::new(
-        (0..40 * 16).map(|_| block()).collect::<Vec<_>>(),
-    ));
-    let own = Arc::clone(&cache);
-    client
-        .register_reclaimer(move |request| {
-            let mut freed = 0;
-            while freed < request.wanted_bytes {
-                let Some(block) = own.lock().unwrap().pop() else {
-                    break;
-                };
-                freed += block.size() as u64;
-            }
-            freed
-        })
-        .unwrap()
-        .keep();
+    let cache = offer(&client, (0..40 * 16).map(|_| block()).collect());
     Setup {
         memory,
         clock,
@@ -268,15 +249,12 @@ fn a_purge_that_fails_or_panics_is_no_gain_and_no_harm() {
             panic!("a broken purge")
         }
     }
-    let (clock, switch) = (Arc::new(ManualClock::default()), Switch::default());
-    let calls = Arc::new(AtomicU64::new(0));
-    let memory = Memory::builder(1000 * MIB)
-        .background(false)
-        .clock(Arc::clone(&clock))
-        .pressure_source(switch.clone())
-        .purge(Fails(Arc::clone(&calls)))
-        .build()
-        .unwrap();
+    let (switch, calls) = (Switch::default(), Arc::new(AtomicU64::new(0)));
+    let (memory, clock) = timed(1000 * MIB, |builder| {
+        builder
+            .pressure_source(switch.clone())
+            .purge(Fails(Arc::clone(&calls)))
+    });
     switch.set(Urgency::High, 1);
     for round in 1..=2 {
         clock.advance(SECOND);

@@ -3,15 +3,15 @@
 
 mod common;
 
-use common::{Bytes, quiet};
+use common::{Bytes, give, quiet};
 use serial_test::serial;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 use tiered_allocator::pressure::{Urgency, Watermarks};
 use tiered_allocator::{
-    Client, ClientOptions, EventKind, Ladder, Limit, Memory, MemoryBuilder, ReclaimRequest, Rung,
-    SubscriptionTier, TieredAllocator,
+    Client, ClientOptions, EventKind, Ladder, Limit, Memory, MemoryBuilder, ReclaimRequest,
+    ReclaimerGuard, Rung, SubscriptionTier, TieredAllocator,
 };
 
 use SubscriptionTier::{Basic, Enterprise, Premium};
@@ -46,16 +46,16 @@ impl Cache {
         self.blocks.lock().unwrap().len() as u64 * 64 * 1024
     }
 
+    /// Registers a reclaimer that gives what it is asked for.
+    fn offer(&self) -> ReclaimerGuard {
+        let own = self.clone();
+        let give = move |request| own.give(request);
+        self.client.register_reclaimer(give).unwrap()
+    }
+
     /// What a well-behaved reclaimer does.
     fn give(&self, request: ReclaimRequest) -> u64 {
-        let mut freed = 0;
-        while freed < request.wanted_bytes {
-            let Some(block) = self.blocks.lock().unwrap().pop() else {
-                break;
-            };
-            freed += block.size() as u64;
-        }
-        freed
+        give(&self.blocks, request)
     }
 }
 
@@ -105,14 +105,7 @@ fn above_it_caches_give_until_the_low_watermark_lowest_tier_first() {
             Cache::filled(&client, mib * MIB)
         })
         .collect();
-    let guards: Vec<_> = caches
-        .iter()
-        .map(|cache| {
-            let own = cache.clone();
-            let give = move |request: ReclaimRequest| own.give(request);
-            cache.client.register_reclaimer(give).unwrap()
-        })
-        .collect();
+    let guards: Vec<_> = caches.iter().map(Cache::offer).collect();
     // 76 MiB: 12 above the low mark. The worst of the lowest tier has 20.
     memory.tick();
     let left: Vec<u64> = caches.iter().map(Cache::bytes).collect();
@@ -191,11 +184,8 @@ fn one_that_panics_is_unregistered_and_the_rest_go_on() {
     let good = client(&memory, "good", Premium, 60);
     let _held = Cache::filled(&bad, 40 * MIB);
     let cache = Cache::filled(&good, 36 * MIB);
-    let own = cache.clone();
     let bad_guard = bad.register_reclaimer(|_| panic!("broken cache")).unwrap();
-    let good_guard = good
-        .register_reclaimer(move |request| own.give(request))
-        .unwrap();
+    let good_guard = cache.offer();
     memory.tick();
     assert_eq!(cache.bytes(), 24 * MIB);
     assert!(!bad_guard.is_registered());
@@ -229,12 +219,9 @@ fn one_that_hangs_does_not_hold_up_the_rest_and_is_not_called_twice() {
         })
         .unwrap();
     let cache = Cache::filled(&good, 36 * MIB);
-    let own = cache.clone();
     // The first call of a callback may be late on a slow machine; it is asked
     // again then.
-    let _good_guard = good
-        .register_reclaimer(move |request| own.give(request))
-        .unwrap();
+    let _good_guard = cache.offer();
     held.fill(6 * MIB);
     while cache.bytes() > 24 * MIB || running.load(Ordering::SeqCst) == 0 {
         memory.tick();
@@ -329,10 +316,7 @@ fn a_client_above_its_soft_limit_has_its_caches_asked_at_a_safe_point() {
         .soft(Limit::Bytes(10 * MIB));
     let a = memory.register("a", options).unwrap();
     let cache = Cache::filled(&a, 16 * MIB);
-    let own = cache.clone();
-    let _guard = a
-        .register_reclaimer(move |request| own.give(request))
-        .unwrap();
+    let _guard = cache.offer();
     a.checkpoint().unwrap();
     // Done already, unless the machine was slow: a tick comes after it.
     memory.tick();
@@ -352,10 +336,7 @@ fn watermarks_are_the_hosts_to_choose() {
     let memory = memory(|builder| builder.ladder(ladder));
     let a = client(&memory, "a", Basic, 80);
     let cache = Cache::filled(&a, 41 * MIB);
-    let own = cache.clone();
-    let _guard = a
-        .register_reclaimer(move |request| own.give(request))
-        .unwrap();
+    let _guard = cache.offer();
     memory.tick();
     assert_eq!(cache.bytes(), 20 * MIB);
 }

@@ -3,11 +3,11 @@
 
 mod common;
 
-use common::{Bytes, HEAP};
+use common::{Bytes, HEAP, offer};
 use serial_test::serial;
 use std::alloc::{GlobalAlloc, Layout};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use tiered_allocator::clock::ManualClock;
 use tiered_allocator::pressure::Watermarks;
@@ -61,26 +61,6 @@ fn all_of(client: &Client, bytes: u64) -> Vec<Bytes> {
     let taken = take(client, bytes);
     assert_eq!(taken.len() as u64, bytes / BLOCK, "all of it fits");
     taken
-}
-
-/// Registers a cache that gives what it is asked for.
-fn offer(client: &Client, cache: Vec<Bytes>) -> Arc<Mutex<Vec<Bytes>>> {
-    let cache = Arc::new(Mutex::new(cache));
-    let own = Arc::clone(&cache);
-    client
-        .register_reclaimer(move |request| {
-            let mut freed = 0;
-            while freed < request.wanted_bytes {
-                let Some(block) = own.lock().unwrap().pop() else {
-                    break;
-                };
-                freed += block.size() as u64;
-            }
-            freed
-        })
-        .unwrap()
-        .keep();
-    cache
 }
 
 fn count(memory: &Memory, kind: EventKind) -> usize {

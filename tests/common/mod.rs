@@ -5,10 +5,11 @@
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use tiered_allocator::clock::ManualClock;
 use tiered_allocator::{
-    Client, ClientOptions, Enforcement, Limit, Memory, MemoryBuilder, TieredAllocator,
+    Client, ClientOptions, Enforcement, Limit, Memory, MemoryBuilder, ReclaimRequest,
+    TieredAllocator,
 };
 
 #[global_allocator]
@@ -55,6 +56,31 @@ impl Drop for Bytes {
         // SAFETY: allocated by `new` with this layout.
         unsafe { HEAP.dealloc(self.0, self.1) };
     }
+}
+
+/// Frees blocks of a cache, the newest first, until it is as much as is wanted
+/// or none is left; how much it was.
+pub fn give(cache: &Mutex<Vec<Bytes>>, request: ReclaimRequest) -> u64 {
+    let mut freed = 0;
+    while freed < request.wanted_bytes {
+        let Some(block) = cache.lock().unwrap().pop() else {
+            break;
+        };
+        freed += block.size() as u64;
+    }
+    freed
+}
+
+/// Registers a cache that gives what it is asked for, for as long as there is
+/// its client.
+pub fn offer(client: &Client, cache: Vec<Bytes>) -> Arc<Mutex<Vec<Bytes>>> {
+    let cache = Arc::new(Mutex::new(cache));
+    let own = Arc::clone(&cache);
+    client
+        .register_reclaimer(move |request| give(&own, request))
+        .unwrap()
+        .keep();
+    cache
 }
 
 /// An Enterprise client with this `max` and enforcement.
