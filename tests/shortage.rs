@@ -2,71 +2,21 @@
 //! tiers have borrowed, and gets it back from them, the lowest first.
 
 mod common;
+#[path = "support/shortage.rs"]
+mod shortage;
 
-use common::{Bytes, HEAP, offer};
+use common::{Bytes, offer};
 use serial_test::serial;
-use std::alloc::{GlobalAlloc, Layout};
+use shortage::{BLOCK, MIB, all_of, client, count, ladder, memory, refused, strict, take, timed};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
-use tiered_allocator::clock::ManualClock;
-use tiered_allocator::pressure::Watermarks;
 use tiered_allocator::{
-    AllocateError, BudgetNode, Client, ClientOptions, Enforcement, EventKind, Ladder, Limit,
-    Memory, MemoryBuilder, Rung, SubscriptionTier, TieredAllocator,
+    AllocateError, BudgetNode, ClientOptions, Enforcement, EventKind, Ladder, Limit, Memory, Rung,
+    SubscriptionTier,
 };
 
 use SubscriptionTier::{Basic, Enterprise, Premium};
-
-const MIB: u64 = 1 << 20;
-const BLOCK: u64 = 64 * 1024;
-
-/// 80 MiB usable, 20 MiB headroom, no watermarks in the way.
-fn timed(configure: impl FnOnce(MemoryBuilder) -> MemoryBuilder) -> (Memory, Arc<ManualClock>) {
-    assert!(TieredAllocator::is_installed());
-    let clock = Arc::new(ManualClock::default());
-    let builder = Memory::builder(100 * MIB)
-        .background(false)
-        .ladder(ladder())
-        .clock(Arc::clone(&clock));
-    (configure(builder).build().unwrap(), clock)
-}
-
-/// Watermarks that are never in the way.
-fn ladder() -> Ladder {
-    Ladder::default().watermarks(Watermarks::new(1.0, 0.999).unwrap())
-}
-
-fn memory() -> Memory {
-    timed(|builder| builder).0
-}
-
-fn client(memory: &Memory, name: &str, tier: SubscriptionTier, how: Enforcement) -> Client {
-    let options = ClientOptions::new(tier)
-        .max(Limit::Bytes(80 * MIB))
-        .enforcement(how);
-    memory.register(name, options).unwrap()
-}
-
-fn strict(memory: &Memory, name: &str, tier: SubscriptionTier) -> Client {
-    client(memory, name, tier, Enforcement::Strict)
-}
-
-fn take(client: &Client, bytes: u64) -> Vec<Bytes> {
-    let block = || Bytes::of(client, BLOCK as usize);
-    (0..bytes / BLOCK).map_while(|_| block()).collect()
-}
-
-fn all_of(client: &Client, bytes: u64) -> Vec<Bytes> {
-    let taken = take(client, bytes);
-    assert_eq!(taken.len() as u64, bytes / BLOCK, "all of it fits");
-    taken
-}
-
-fn count(memory: &Memory, kind: EventKind) -> usize {
-    let (events, _) = memory.events(0);
-    events.iter().filter(|event| event.kind == kind).count()
-}
 
 fn charged(memory: &Memory) -> u64 {
     let usage = memory.usage();
@@ -227,7 +177,7 @@ fn cancellation_can_be_switched_off_and_does_not_touch_observed_clients() {
     assert!(basic.checkpoint().is_ok());
     assert_eq!(memory.snapshot().reclaim.stopped_clients, 0);
 
-    let memory = self::memory();
+    let memory = shortage::memory();
     let watched = client(&memory, "watched", Basic, Enforcement::Observe);
     let _held = all_of(&watched, 80 * MIB);
     let big = strict(&memory, "big", Enterprise);
@@ -304,13 +254,7 @@ fn nobody_is_harmed_for_what_cannot_be_reached() {
     let _most = all_of(&other, 72 * MIB);
     let big = strict(&memory, "big", Enterprise);
     let _lent = all_of(&big, 5 * MIB);
-    let layout = Layout::from_size_align(4 << 20, 1).unwrap();
-    let refused = {
-        let _scope = big.enter();
-        // SAFETY: the size is not zero.
-        unsafe { HEAP.alloc(layout) }
-    };
-    assert!(refused.is_null());
+    refused(&big, 4 << 20);
     assert_eq!(big.usage().refusals, 1);
     memory.tick();
     let left = cache.lock().unwrap().len() as u64 * BLOCK;

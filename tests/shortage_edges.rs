@@ -2,86 +2,35 @@
 //! breaches of others, and what is left behind.
 
 mod common;
+#[path = "support/shortage.rs"]
+mod shortage;
 
-use common::{Bytes, HEAP};
 use serial_test::serial;
-use std::alloc::{GlobalAlloc, Layout};
+use shortage::{BLOCK, MIB, all_of, client, count, memory, refused, strict, take, timed};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
-use tiered_allocator::clock::{Clock, ManualClock};
-use tiered_allocator::pressure::Watermarks;
+use tiered_allocator::clock::Clock;
 use tiered_allocator::{
-    Client, ClientOptions, Enforcement, EventKind, Ladder, Limit, Memory, SubscriptionTier,
-    TierPolicy, TieredAllocator,
+    ClientOptions, Enforcement, EventKind, Limit, Memory, SubscriptionTier, TierPolicy,
 };
 
 use SubscriptionTier::{Basic, Enterprise, Premium};
 
-const MIB: u64 = 1 << 20;
-const BLOCK: u64 = 64 * 1024;
-
-/// 80 MiB usable, 20 MiB headroom, no watermarks in the way.
-fn memory() -> Memory {
-    timed().0
-}
-
-fn timed() -> (Memory, Arc<ManualClock>) {
-    assert!(TieredAllocator::is_installed());
-    let clock = Arc::new(ManualClock::default());
-    let memory = Memory::builder(100 * MIB)
-        .background(false)
-        .ladder(Ladder::default().watermarks(Watermarks::new(1.0, 0.999).unwrap()))
-        .clock(Arc::clone(&clock))
-        .build()
-        .unwrap();
-    (memory, clock)
-}
-
-fn client(memory: &Memory, name: &str, tier: SubscriptionTier, how: Enforcement) -> Client {
-    let options = ClientOptions::new(tier)
-        .max(Limit::Bytes(80 * MIB))
-        .enforcement(how);
-    memory.register(name, options).unwrap()
-}
-
-fn strict(memory: &Memory, name: &str, tier: SubscriptionTier) -> Client {
-    client(memory, name, tier, Enforcement::Strict)
-}
-
-fn take(client: &Client, bytes: u64) -> Vec<Bytes> {
-    let block = || Bytes::of(client, BLOCK as usize);
-    (0..bytes / BLOCK).map_while(|_| block()).collect()
-}
-
-fn all_of(client: &Client, bytes: u64) -> Vec<Bytes> {
-    let taken = take(client, bytes);
-    assert_eq!(taken.len() as u64, bytes / BLOCK, "all of it fits");
-    taken
-}
-
-fn refused(client: &Client, bytes: usize) {
-    let layout = Layout::from_size_align(bytes, 1).unwrap();
-    let _scope = client.enter();
-    // SAFETY: the size is not zero.
-    let at = unsafe { HEAP.alloc(layout) };
-    assert!(at.is_null());
-}
-
-fn count(memory: &Memory, kind: EventKind) -> usize {
-    let (events, _) = memory.events(0);
-    events.iter().filter(|event| event.kind == kind).count()
+/// Premium may have 10 MiB altogether.
+fn limit_premium(memory: &Memory) {
+    let policy = TierPolicy::new(Limit::Bytes(80 * MIB))
+        .precedence(20)
+        .aggregate(Limit::Bytes(10 * MIB));
+    memory.set_tier_policy(Premium, policy).unwrap();
 }
 
 #[test]
 #[serial]
 fn a_tiers_aggregate_limit_binds_what_is_lent() {
     let memory = memory();
-    let policy = TierPolicy::new(Limit::Bytes(80 * MIB))
-        .precedence(20)
-        .aggregate(Limit::Bytes(10 * MIB));
-    memory.set_tier_policy(Premium, policy).unwrap();
+    limit_premium(&memory);
     let basic = strict(&memory, "basic", Basic);
     let one = strict(&memory, "one", Premium);
     let _one = all_of(&one, 9 * MIB);
@@ -95,10 +44,7 @@ fn a_tiers_aggregate_limit_binds_what_is_lent() {
 #[serial]
 fn an_overdraft_at_a_tiers_limit_is_stopped_whatever_lower_tiers_hold() {
     let memory = memory();
-    let policy = TierPolicy::new(Limit::Bytes(80 * MIB))
-        .precedence(20)
-        .aggregate(Limit::Bytes(10 * MIB));
-    memory.set_tier_policy(Premium, policy).unwrap();
+    limit_premium(&memory);
     let basic = strict(&memory, "basic", Basic);
     let _basic = all_of(&basic, 40 * MIB);
     let one = client(&memory, "one", Premium, Enforcement::Graceful);
@@ -189,7 +135,7 @@ fn what_is_free_by_now_is_not_taken_from_anybody_for_a_refused_request() {
 #[test]
 #[serial]
 fn who_is_stopped_for_a_refused_request_stays_so_until_it_had_its_time() {
-    let (memory, clock) = timed();
+    let (memory, clock) = timed(|builder| builder);
     let basic = strict(&memory, "basic", Basic);
     let big = strict(&memory, "big", Enterprise);
     let mut held = all_of(&basic, 80 * MIB);
