@@ -1,7 +1,10 @@
 //! A hundred tenants in one process, eight of which allocate without end. The
 //! others get their results, and nobody's memory is lost.
 
-use std::collections::BTreeMap;
+#[path = "support/results.rs"]
+mod results;
+
+use results::{Random, Texts, expected, numbers};
 use tiered_allocator::integrations::tokio as tenant;
 use tiered_allocator::{
     Client, ClientOptions, EventKind, Limit, Memory, QuotaExceeded, SubscriptionTier,
@@ -18,58 +21,21 @@ const HOSTILE: usize = 8;
 const MAX_BYTES: u64 = 1 << 20;
 const ROUNDS: u64 = 12;
 const ATTACKS: u64 = 25;
-const RECORDS: u64 = 400;
-
-/// A generator of numbers that look random.
-#[derive(Clone)]
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
-        (self.0 >> 33) % bound
-    }
-}
-
-fn hash(number: u64, seed: u64) -> u64 {
-    let mixed = (number ^ seed).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    mixed ^ mixed >> 29
-}
-
-/// What [`work`] comes to, without memory.
-fn expected(seed: u64) -> u64 {
-    let mut random = Random(seed);
-    (0..RECORDS).fold(0_u64, |sum, _| {
-        sum.wrapping_add(hash(random.below(1 << 30), seed))
-    })
-}
+const RECORDS: usize = 400;
 
 /// Puts numbers into texts into maps, takes them apart again in between and
 /// on other threads.
 async fn work(seed: u64) -> u64 {
-    let mut random = Random(seed);
     let mut sum = 0_u64;
-    let mut texts: BTreeMap<u64, Vec<String>> = BTreeMap::new();
-    for record in 0..RECORDS {
-        let number = random.below(1 << 30);
-        let padding = 20 + number as usize % 300;
-        texts
-            .entry(number % 37)
-            .or_default()
-            .push(format!("{number:0>padding$}"));
+    let mut texts = Texts::default();
+    for (record, number) in numbers(seed).take(RECORDS).enumerate() {
+        texts.add(number, 300);
         if record % 50 == 49 {
             yield_now().await;
         }
         if record % 100 == 99 {
             let taken = std::mem::take(&mut texts);
-            let add_up = move || {
-                taken.into_values().flatten().fold(0_u64, |sum, text| {
-                    sum.wrapping_add(hash(text.parse().unwrap(), seed))
-                })
-            };
+            let add_up = move || taken.sum(seed);
             let added = if record % 200 == 99 {
                 add_up()
             } else {
@@ -100,7 +66,7 @@ async fn neighbour(client: Client, number: u64) -> u64 {
             }
             match task.await {
                 Ok(result) => {
-                    assert_eq!(result, Ok(expected(seed)));
+                    assert_eq!(result, Ok(expected(RECORDS, seed)));
                     break;
                 }
                 Err(ended) => {

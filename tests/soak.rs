@@ -5,6 +5,10 @@
 //! Without more ado a few dozen rounds. `SOAK_SECONDS` goes on for as long,
 //! `SOAK_SEED` repeats a run's choices; `scripts/soak.sh` sets both.
 
+#[path = "support/results.rs"]
+mod results;
+
+use results::{Random, Texts, expected, hash, numbers};
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::pin::pin;
@@ -24,56 +28,22 @@ static HEAP: TieredAllocator = TieredAllocator::system();
 
 const NEIGHBOURS: u64 = 3;
 const VICTIMS: u64 = 6;
-const RECORDS: u64 = 600;
+const RECORDS: usize = 600;
 const MAX_BYTES: u64 = 1 << 20;
 const NEIGHBOUR_BYTES: u64 = 16 << 20;
 const BLOCK_BYTES: usize = 192 << 10;
 const IDLE: Duration = Duration::from_secs(300);
 const ROUNDS: u64 = 30;
 
-/// A generator of numbers that look random.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
-        (self.0 >> 33) % bound
-    }
-}
-
-fn hash(number: u64, seed: u64) -> u64 {
-    let mixed = (number ^ seed).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    mixed ^ mixed >> 29
-}
-
 // --- neighbours -----------------------------------------------------------------
-
-/// What [`work`] comes to, without memory.
-fn expected(seed: u64) -> u64 {
-    let mut random = Random(seed);
-    (0..RECORDS).fold(0_u64, |sum, _| {
-        sum.wrapping_add(hash(random.below(1 << 30), seed))
-    })
-}
 
 /// Puts numbers into texts into maps, reads them again from there.
 fn work(seed: u64) -> u64 {
-    let mut random = Random(seed);
-    let mut texts: BTreeMap<u64, Vec<String>> = BTreeMap::new();
-    for _ in 0..RECORDS {
-        let number = random.below(1 << 30);
-        let padding = 20 + number as usize % 6000;
-        texts
-            .entry(number % 37)
-            .or_default()
-            .push(format!("{number:0>padding$}"));
+    let mut texts = Texts::default();
+    for number in numbers(seed).take(RECORDS) {
+        texts.add(number, 6000);
     }
-    texts.into_values().flatten().fold(0_u64, |sum, text| {
-        sum.wrapping_add(hash(text.parse().unwrap(), seed))
-    })
+    texts.sum(seed)
 }
 
 /// A block that knows what it must hold, whether it was spilled or not.
@@ -114,7 +84,7 @@ fn neighbour(client: &Client, mut block: Marked, seed: u64, done: &AtomicBool) -
         } else {
             work(seed)
         };
-        assert_eq!(result, expected(seed), "seed {seed}");
+        assert_eq!(result, expected(RECORDS, seed), "seed {seed}");
         block.check();
         block.write(seed);
         client.checkpoint().unwrap();
