@@ -1,38 +1,23 @@
 //! `LruCache`s that clients offer: the coldest entries go, and the ledger sees
 //! them go.
 
+#[path = "support/caches.rs"]
+mod caches;
 mod common;
 
+use caches::{MIB, PAGE, client, live};
 use lru::LruCache;
 use serial_test::serial;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tiered_allocator::{
-    Client, ClientOptions, Ladder, Limit, Memory, ReclaimerGuard, SubscriptionTier,
-    TieredAllocator, integrations,
-};
-
-use SubscriptionTier::{Basic, Premium};
-
-const MIB: u64 = 1 << 20;
-const PAGE: u64 = 64 * 1024;
+use tiered_allocator::SubscriptionTier::Basic;
+use tiered_allocator::{Client, Ladder, Memory, ReclaimerGuard, integrations};
 
 type Pages = Arc<Mutex<LruCache<u64, Arc<Vec<u8>>>>>;
 
-/// 80 MiB usable, pressure above 72 MiB, wanting it down to 64.
 fn memory() -> Memory {
-    assert!(TieredAllocator::is_installed());
-    Memory::builder(100 * MIB)
-        .background(false)
-        .ladder(Ladder::default().call(Duration::from_millis(2)))
-        .build()
-        .unwrap()
-}
-
-fn client(memory: &Memory, name: &str, tier: SubscriptionTier) -> Client {
-    let options = ClientOptions::new(tier).max(Limit::Bytes(80 * MIB));
-    memory.register(name, options).unwrap()
+    caches::memory(|builder| builder.ladder(Ladder::default().call(Duration::from_millis(2))))
 }
 
 fn put(client: &Client, pages: &Pages, keys: std::ops::Range<u64>) {
@@ -61,15 +46,11 @@ fn keys(pages: &Pages) -> Vec<u64> {
     keys
 }
 
-fn live(client: &Client) -> u64 {
-    client.usage().live_bytes
-}
-
 #[test]
 #[serial]
 fn the_coldest_entries_go_and_the_hottest_stay() {
     let memory = memory();
-    let a = client(&memory, "a", Basic);
+    let a = client(&memory, "a", Basic, 80);
     let (pages, guard) = filled(&a, 76 * MIB);
     for key in 0..8 {
         assert!(pages.lock().unwrap().get(&key).is_some());
@@ -100,43 +81,20 @@ fn the_coldest_entries_go_and_the_hottest_stay() {
 #[test]
 #[serial]
 fn the_cache_of_the_lower_tier_gives_first() {
-    let memory = memory();
-    let basic = client(&memory, "basic", Basic);
-    let premium = client(&memory, "premium", Premium);
-    let (rich, _rich_guard) = filled(&premium, 60 * MIB);
-    let (poor, _poor_guard) = filled(&basic, 16 * MIB);
-    memory.tick();
-    assert_eq!(keys(&rich).len(), 960);
-    assert!(keys(&poor).len() < 100);
-    // Again, with more than that has left.
-    let _work = premium.run(|| vec![0u8; 12 * MIB as usize]);
-    memory.tick();
-    assert_eq!(keys(&poor).len(), 0);
-    assert!(keys(&rich).len() < 960);
+    caches::of_the_lower_tier_give_first(&memory(), filled, |pages| pages.lock().unwrap().len());
 }
 
 #[test]
 #[serial]
 fn a_cache_that_was_dropped_is_freed_at_once_and_gives_nothing() {
-    let memory = memory();
-    let a = client(&memory, "a", Basic);
-    let (pages, guard) = filled(&a, 4 * MIB);
-    let _work = a.run(|| vec![0u8; 73 * MIB as usize]);
-    assert_eq!(Arc::strong_count(&pages), 1);
-    let held = live(&a);
-    drop(pages);
-    assert!(held - live(&a) >= 4 * MIB);
-    memory.tick();
-    assert!(guard.is_registered());
-    assert_eq!(memory.snapshot().reclaim.panicked_reclaimers, 0);
-    drop(guard);
+    caches::that_were_dropped_are_freed_at_once_and_give_nothing(&memory(), filled);
 }
 
 #[test]
 #[serial]
 fn a_cache_that_its_own_thread_keeps_locked_does_not_hang_the_tick() {
     let memory = memory();
-    let a = client(&memory, "a", Basic);
+    let a = client(&memory, "a", Basic, 80);
     let (pages, guard) = filled(&a, 76 * MIB);
     let locked = pages.lock().unwrap();
     memory.tick();
@@ -153,7 +111,7 @@ fn a_cache_that_its_own_thread_keeps_locked_does_not_hang_the_tick() {
 #[serial]
 fn a_poisoned_cache_is_left_alone() {
     let memory = memory();
-    let a = client(&memory, "a", Basic);
+    let a = client(&memory, "a", Basic, 80);
     let (pages, guard) = filled(&a, 76 * MIB);
     let own = Arc::clone(&pages);
     let poisoner = std::thread::spawn(move || {
@@ -171,7 +129,7 @@ fn a_poisoned_cache_is_left_alone() {
 #[serial]
 fn what_somebody_else_holds_is_evicted_but_not_freed() {
     let memory = memory();
-    let a = client(&memory, "a", Basic);
+    let a = client(&memory, "a", Basic, 80);
     let (pages, _guard) = filled(&a, 76 * MIB);
     let held: Vec<_> = (0..400)
         .filter_map(|key| pages.lock().unwrap().peek(&key).cloned())

@@ -1,22 +1,18 @@
 //! quick_cache's caches that clients offer: the coldest entries go, and the
 //! ledger sees them go.
 
+#[path = "support/caches.rs"]
+mod caches;
 mod common;
 
+use caches::{MIB, PAGE, client, live, memory};
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{OptionsBuilder, UnitWeighter, Weighter};
 use serial_test::serial;
 use std::hash::RandomState;
 use std::sync::Arc;
-use tiered_allocator::{
-    Client, ClientOptions, Limit, Memory, ReclaimerGuard, SubscriptionTier, TieredAllocator,
-    integrations,
-};
-
-use SubscriptionTier::{Basic, Premium};
-
-const MIB: u64 = 1 << 20;
-const PAGE: u64 = 64 * 1024;
+use tiered_allocator::SubscriptionTier::Basic;
+use tiered_allocator::{Client, ReclaimerGuard, integrations};
 
 type Page = Arc<Vec<u8>>;
 type Pages<W> = Arc<Cache<u64, Page, W, RandomState>>;
@@ -28,20 +24,6 @@ impl Weighter<u64, Page> for Bytes {
     fn weight(&self, _key: &u64, page: &Page) -> u64 {
         page.capacity() as u64
     }
-}
-
-/// 80 MiB usable, pressure above 72 MiB, wanting it down to 64.
-fn memory() -> Memory {
-    assert!(TieredAllocator::is_installed());
-    Memory::builder(100 * MIB)
-        .background(false)
-        .build()
-        .unwrap()
-}
-
-fn client(memory: &Memory, name: &str, tier: SubscriptionTier) -> Client {
-    let options = ClientOptions::new(tier).max(Limit::Bytes(80 * MIB));
-    memory.register(name, options).unwrap()
 }
 
 fn insert<W: Weighter<u64, Page> + Clone>(
@@ -83,16 +65,16 @@ where
     (pages, guard)
 }
 
-fn live(client: &Client) -> u64 {
-    client.usage().live_bytes
+fn weighed(client: &Client, bytes: u64) -> (Pages<Bytes>, ReclaimerGuard) {
+    filled(client, Bytes, 90 * MIB, bytes, 1)
 }
 
 #[test]
 #[serial]
 fn the_coldest_entries_go_and_the_hottest_stay() {
-    let memory = memory();
-    let a = client(&memory, "a", Basic);
-    let (pages, guard) = filled(&a, Bytes, 90 * MIB, 76 * MIB, 1);
+    let memory = memory(|builder| builder);
+    let a = client(&memory, "a", Basic, 80);
+    let (pages, guard) = weighed(&a, 76 * MIB);
     for key in 0..8 {
         assert!(pages.get(&key).is_some());
     }
@@ -122,8 +104,8 @@ fn the_coldest_entries_go_and_the_hottest_stay() {
 #[test]
 #[serial]
 fn a_cache_that_counts_entries_gives_as_many_as_the_bytes_are_worth() {
-    let memory = memory();
-    let a = client(&memory, "a", Basic);
+    let memory = memory(|builder| builder);
+    let a = client(&memory, "a", Basic, 80);
     let (pages, _guard) = filled(&a, UnitWeighter, 2000, 76 * MIB, PAGE);
     memory.tick();
     let charged = memory.usage().charged_bytes;
@@ -134,35 +116,15 @@ fn a_cache_that_counts_entries_gives_as_many_as_the_bytes_are_worth() {
 #[test]
 #[serial]
 fn the_cache_of_the_lower_tier_gives_first() {
-    let memory = memory();
-    let basic = client(&memory, "basic", Basic);
-    let premium = client(&memory, "premium", Premium);
-    let (rich, _rich_guard) = filled(&premium, Bytes, 90 * MIB, 60 * MIB, 1);
-    let (poor, _poor_guard) = filled(&basic, Bytes, 90 * MIB, 16 * MIB, 1);
-    memory.tick();
-    assert_eq!(rich.len(), 960);
-    assert!(poor.len() < 100);
-    // Again, with more than that has left.
-    let _work = premium.run(|| vec![0u8; 12 * MIB as usize]);
-    memory.tick();
-    assert_eq!(poor.len(), 0);
-    assert!(rich.len() < 960);
+    let memory = memory(|builder| builder);
+    caches::of_the_lower_tier_give_first(&memory, weighed, |pages| pages.len());
 }
 
 #[test]
 #[serial]
 fn a_cache_that_was_dropped_is_freed_at_once_and_gives_nothing() {
-    let memory = memory();
-    let a = client(&memory, "a", Basic);
-    let (pages, guard) = filled(&a, Bytes, 90 * MIB, 4 * MIB, 1);
-    let _work = a.run(|| vec![0u8; 73 * MIB as usize]);
-    assert_eq!(Arc::strong_count(&pages), 1);
-    let held = live(&a);
-    drop(pages);
-    assert!(held - live(&a) >= 4 * MIB);
-    memory.tick();
-    assert!(guard.is_registered());
-    assert_eq!(memory.snapshot().reclaim.panicked_reclaimers, 0);
+    let memory = memory(|builder| builder);
+    caches::that_were_dropped_are_freed_at_once_and_give_nothing(&memory, weighed);
 }
 
 /// With as many shards as the crate chooses: what goes is what is wanted, give
@@ -170,8 +132,8 @@ fn a_cache_that_was_dropped_is_freed_at_once_and_gives_nothing() {
 #[test]
 #[serial]
 fn a_cache_of_many_shards_gives_what_is_wanted() {
-    let memory = memory();
-    let a = client(&memory, "a", Basic);
+    let memory = memory(|builder| builder);
+    let a = client(&memory, "a", Basic, 80);
     let build = || Arc::new(Cache::with_weighter(2000, 90 * MIB, Bytes));
     let pages = a.run(build).unwrap();
     for key in 0..1216 {

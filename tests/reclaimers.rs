@@ -1,8 +1,11 @@
 //! Caches that clients offer: asked under pressure, measured by the ledger,
 //! never trusted, never waited for too long.
 
+#[path = "support/caches.rs"]
+mod caches;
 mod common;
 
+use caches::{MIB, PAGE, client, memory};
 use common::{Bytes, give, quiet};
 use serial_test::serial;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,13 +13,11 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 use tiered_allocator::pressure::{Urgency, Watermarks};
 use tiered_allocator::{
-    Client, ClientOptions, EventKind, Ladder, Limit, Memory, MemoryBuilder, ReclaimRequest,
-    ReclaimerGuard, Rung, SubscriptionTier, TieredAllocator,
+    Client, ClientOptions, EventKind, Ladder, Limit, Memory, ReclaimRequest, ReclaimerGuard, Rung,
+    SubscriptionTier,
 };
 
 use SubscriptionTier::{Basic, Enterprise, Premium};
-
-const MIB: u64 = 1 << 20;
 
 /// A cache of a client: blocks of 64 KiB of the heap.
 #[derive(Clone)]
@@ -36,14 +37,14 @@ impl Cache {
     }
 
     fn fill(&self, bytes: u64) {
-        for _ in 0..bytes / (64 * 1024) {
-            let block = Bytes::of(&self.client, 64 * 1024).expect("it fits");
+        for _ in 0..bytes / PAGE {
+            let block = Bytes::of(&self.client, PAGE as usize).expect("it fits");
             self.blocks.lock().unwrap().push(block);
         }
     }
 
     fn bytes(&self) -> u64 {
-        self.blocks.lock().unwrap().len() as u64 * 64 * 1024
+        self.blocks.lock().unwrap().len() as u64 * PAGE
     }
 
     /// Registers a reclaimer that gives what it is asked for.
@@ -57,19 +58,6 @@ impl Cache {
     fn give(&self, request: ReclaimRequest) -> u64 {
         give(&self.blocks, request)
     }
-}
-
-/// 80 MiB usable, pressure above 72 MiB, wanting it down to 64.
-fn memory(configure: impl FnOnce(MemoryBuilder) -> MemoryBuilder) -> Memory {
-    assert!(TieredAllocator::is_installed());
-    configure(Memory::builder(100 * MIB).background(false))
-        .build()
-        .unwrap()
-}
-
-fn client(memory: &Memory, name: &str, tier: SubscriptionTier, max_mib: u64) -> Client {
-    let options = ClientOptions::new(tier).max(Limit::Bytes(max_mib * MIB));
-    memory.register(name, options).unwrap()
 }
 
 fn kinds(memory: &Memory) -> Vec<EventKind> {
