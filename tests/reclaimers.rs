@@ -298,7 +298,9 @@ fn a_callback_may_use_the_memory_that_calls_it() {
 #[test]
 #[serial]
 fn a_client_above_its_soft_limit_has_its_caches_asked_at_a_safe_point() {
-    let memory = memory(|builder| builder.background(true));
+    // However slow the machine is, the call is waited for.
+    let ladder = Ladder::default().call(Duration::from_secs(3600));
+    let memory = memory(|builder| builder.background(true).ladder(ladder));
     let options = ClientOptions::new(Basic)
         .max(Limit::Bytes(20 * MIB))
         .soft(Limit::Bytes(10 * MIB));
