@@ -561,8 +561,9 @@ fn neighbours_of_killed_tenants_notice_nothing_and_every_byte_comes_back() {
         ("resident", &resident, GROWTH_BYTES),
         ("unattributed", &unattributed, 1 << 20),
     ] {
-        // Where the system does not say.
-        if figures.is_empty() {
+        // Where the system does not say; and a few rounds do not show whether
+        // the inner allocator is still making arenas.
+        if figures.is_empty() || (what == "resident" && time.is_none()) {
             continue;
         }
         let quarter = figures.len() / 4;
