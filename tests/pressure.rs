@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 use tiered_allocator::clock::ManualClock;
 use tiered_allocator::pressure::{
-    Figures, Pressure, PressureError, PressureSource, PressureWaker, Urgency,
+    Figures, Pressure, PressureError, PressureSource, PressureWaker, ResidentSet, Urgency,
 };
 use tiered_allocator::purge::{Purge, Purged};
 use tiered_allocator::{Client, Memory, Rung, SubscriptionTier, TieredAllocator};
@@ -175,6 +175,43 @@ fn what_a_source_wants_is_taken_and_the_allocator_purged_no_more_often_than_told
     assert!(!reclaim.under_pressure);
     assert_eq!(reclaim.rungs[Rung::Purge as usize].climbed, 2);
     assert_eq!(reclaim.stopped_clients, 0);
+}
+
+/// What nobody is charged for counts, too: the memory makes room for it.
+#[test]
+#[serial]
+#[cfg(all(target_os = "linux", not(tiered_allocator_portable)))]
+fn a_process_that_grows_beyond_the_books_makes_the_clients_give_back() {
+    let purge = Counted::default();
+    // Other tests have left something resident, backtraces for instance.
+    let resident = Memory::new(MIB).snapshot().resident_set_bytes.unwrap();
+    let total = 2 * (resident + 50 * MIB);
+    let low = (resident + 30 * MIB) as f64 / total as f64;
+    let (memory, clock) = timed(total, |builder| {
+        builder
+            .pressure_source(ResidentSet::new(0.5, low).unwrap())
+            .purge(purge.clone())
+    });
+    let client = memory.register("a", Basic).unwrap();
+    let block = || Bytes::of(&client, 64 * 1024).unwrap();
+    let cache = offer(&client, (0..20 * 16).map(|_| block()).collect());
+    let cached_mib = || cache.lock().unwrap().len() / 16;
+    let mut look = || {
+        clock.advance(SECOND);
+        memory.tick();
+        memory.snapshot().reclaim.under_pressure
+    };
+    assert!(!look());
+    assert_eq!(cached_mib(), 20);
+    // 50 MiB more are too many; none of these is in the books.
+    let ballast = vec![1_u8; 100 << 20];
+    assert!(look());
+    // All that is beyond the client's guarantee.
+    assert!(cached_mib() < 5, "{}", cached_mib());
+    assert_eq!(purge.0.load(Ordering::SeqCst), 1);
+    drop(ballast);
+    assert!(!look());
+    assert_eq!(memory.snapshot().reclaim.failed_sources, 0);
 }
 
 #[test]
