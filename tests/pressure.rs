@@ -196,7 +196,7 @@ fn a_process_that_grows_beyond_the_books_makes_the_clients_give_back() {
     let block = || Bytes::of(&client, 64 * 1024).unwrap();
     let cache = offer(&client, (0..20 * 16).map(|_| block()).collect());
     let cached_mib = || cache.lock().unwrap().len() / 16;
-    let mut look = || {
+    let look = || {
         clock.advance(SECOND);
         memory.tick();
         memory.snapshot().reclaim.under_pressure
