@@ -11,6 +11,9 @@
 # standard library's sources (rust-src) and -Zbuild-std. Of this crate's own
 # protocol, the fence on one side only is nothing it could know, either:
 # `--cfg tiered_allocator_fence` has the fences of the CPU instead.
+#
+# Nor is `cargo careful`: it builds the standard library with its debug
+# assertions, and needs the same sources (rust-src).
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -64,6 +64,8 @@ fn missing(page: &str) -> Vec<String> {
     for span in spans(page) {
         if let Some((file, name)) = test_of(span)
             && !read(&file).is_some_and(|source| has_test(&source, name))
+            // The package has no server.
+            && (!file.starts_with("examples/server") || root().join("examples/server").exists())
         {
             missing.push(span.to_string());
         }
@@ -121,6 +123,31 @@ fn whatever_is_not_there_is_found_out() {
             "limitations: \"no such words\"",
         ]
     );
+}
+
+/// What each tool of `scripts/sanitizers.sh` runs, by the script.
+fn watched(script: &str) -> [Vec<&str>; 2] {
+    let address = script.split("--test ").skip(1);
+    let address = address.filter_map(|rest| rest.split_whitespace().next());
+    // The other tool's are a variable there.
+    let address = address.filter(|name| is_name(name));
+    let memcheck = script.split_once("for name in ").unwrap().1;
+    let memcheck = memcheck.split_once(';').unwrap().0;
+    [address.collect(), memcheck.split_whitespace().collect()]
+}
+
+#[test]
+fn the_tests_under_each_sanitizer_are_those_of_its_script() {
+    let Some(script) = read("scripts/sanitizers.sh") else {
+        return;
+    };
+    let page = read("docs/VERIFICATION.md").unwrap();
+    let row = page.split_once("AddressSanitizer: `").unwrap().1;
+    let (address, rest) = row.split_once("memcheck: ").unwrap();
+    let memcheck = rest.split_once("; no report").unwrap().0;
+    let address = format!("`{address}");
+    let named = [&*address, memcheck].map(|part| spans(part).collect::<Vec<_>>());
+    assert_eq!(named, watched(&script));
 }
 
 /// A test binary's source, with the modules of `tests` that it takes in.
