@@ -1,11 +1,13 @@
 //! A service that is instrumented with `tracing`: its spans name the tenant,
-//! and that is all it takes for the tenant to be charged.
+//! and that is all it takes for the tenant to be charged. What a tenant is
+//! refused is in the same log.
 //!
 //! ```sh
 //! cargo run --release --features tracing-subscriber --example instrumented
 //! ```
 
 use std::time::Duration;
+use tiered_allocator::integrations::tracing::TracingEvents;
 use tiered_allocator::integrations::tracing_subscriber::{ClientFormat, ClientLayer, Untracked};
 use tiered_allocator::{Client, Memory, SubscriptionTier, TieredAllocator};
 use tracing::{info, instrument};
@@ -36,6 +38,7 @@ async fn render(part: usize, words: usize) -> Vec<String> {
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    assert!(TieredAllocator::is_installed());
     let memory = Memory::new(1 << 30);
     let clients: [Client; 2] = [
         memory.register("bank", SubscriptionTier::Enterprise)?,
@@ -63,6 +66,15 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             usage.live_allocations
         );
     }
+    let charged = clients.iter().all(|client| client.usage().live_bytes > 0);
+
+    // A service does this every second or so, in a task of its own.
+    let mut events = TracingEvents::new(&memory);
+    if let Err(refused) = memory.allocate_for_client("shop", 500 << 20) {
+        println!("the shop is told: {refused}");
+    }
+    let logged = events.emit();
+
     drop(answers);
     for client in &clients {
         println!(
@@ -71,5 +83,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             client.usage().live_bytes
         );
     }
-    Ok(())
+    let left: u64 = clients.iter().map(|client| client.usage().live_bytes).sum();
+    if charged && logged == 1 && left == 0 {
+        return Ok(());
+    }
+    Err(format!("charged: {charged}, events: {logged}, left: {left} bytes").into())
 }
