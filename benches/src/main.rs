@@ -1,6 +1,6 @@
 //! Measures `tiered_allocator` against the bare inner allocators and against
-//! other accounting allocators. `report` writes `BENCHMARKS.md` and a plot,
-//! `check` fails if an allocation takes more instructions than it did.
+//! other accounting allocators. `report` writes `BENCHMARKS.md`, a plot and
+//! the README's summary, `check` fails if an allocation takes more instructions than it did.
 
 mod count;
 mod growth;
@@ -12,6 +12,7 @@ mod programs;
 mod report;
 mod rows;
 mod runner;
+mod summary;
 mod trailer;
 
 use rows::Effort;
@@ -27,6 +28,7 @@ const USAGE: &str = "\
 tiered_allocator_bench report            measure everything but what follows, write BENCHMARKS.md
 tiered_allocator_bench programs [RUNS]   measure whole programs, write their section of it
 tiered_allocator_bench growth            measure growth and overhead, write their section
+tiered_allocator_bench summary           write the README's summary again, from BENCHMARKS.md
 tiered_allocator_bench rows              only the comparisons, to the terminal
 tiered_allocator_bench facts [PART]      only the rest, or what PART names
 tiered_allocator_bench check             compare instruction counts with their limits
@@ -111,6 +113,13 @@ fn main() -> ExitCode {
             let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
             if let Err(error) = growth::write(&root) {
                 eprintln!("the growth could not be measured: {error}");
+                return ExitCode::FAILURE;
+            }
+        }
+        ["summary"] => {
+            let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+            if let Err(error) = summary::write(&root) {
+                eprintln!("the summary could not be written: {error}");
                 return ExitCode::FAILURE;
             }
         }

@@ -1,5 +1,5 @@
 //! Sections of `BENCHMARKS.md` that are measured by themselves and stay when
-//! the rest of the page is written anew.
+//! the rest of the page is written anew, and the README's one of that kind.
 
 use std::path::Path;
 use std::{fs, io};
@@ -35,13 +35,18 @@ fn wrapped(name: &str, text: &str) -> String {
 /// Replaces the section `name` of the page below `root`; appends it if there
 /// is none.
 pub fn replace(root: &Path, name: &str, text: &str) -> io::Result<()> {
-    let mut page = fs::read_to_string(root.join(PAGE))?;
+    replace_in(&root.join(PAGE), name, text)
+}
+
+/// The same in any file.
+pub fn replace_in(path: &Path, name: &str, text: &str) -> io::Result<()> {
+    let mut page = fs::read_to_string(path)?;
     let section = wrapped(name, text);
     match find(&page, name) {
         Some(range) => page.replace_range(range, &section),
         None => page.push_str(&format!("\n{section}")),
     }
-    fs::write(root.join(PAGE), page)
+    fs::write(path, page)
 }
 
 /// Whether a goal was met, as the tables say it.

@@ -147,7 +147,8 @@ pub fn write(root: &Path, runs: usize) -> io::Result<()> {
         &format!("{load} before, {} after", page::load()),
     );
     println!("{text}");
-    page::replace(root, "programs", &text)
+    page::replace(root, "programs", &text)?;
+    crate::summary::write(root)
 }
 
 fn binaries_of<'a>(binaries: &'a [PathBuf], inner: &str) -> (&'a Path, &'a Path) {

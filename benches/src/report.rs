@@ -1,9 +1,10 @@
-//! Writes `BENCHMARKS.md` and `docs/benchmarks.svg`. The sections of the page
-//! that have commands of their own stay as they are.
+//! Writes `BENCHMARKS.md`, `docs/benchmarks.svg` and the README's summary. The
+//! sections of the page that have commands of their own stay as they are.
 
 use crate::instructions::{self, COUNTED, INNER};
 use crate::page;
 use crate::rows::{self, Effort, Fact, Row};
+use crate::summary;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;
@@ -17,7 +18,7 @@ struct Counted {
     counts: Option<(f64, f64)>,
 }
 
-/// Measures everything and writes both files below `root`.
+/// Measures everything and writes the three files below `root`.
 pub fn write(root: &Path, effort: Effort) -> io::Result<()> {
     let load_before = page::load();
     let facts = rows::facts(effort, "");
@@ -41,7 +42,8 @@ pub fn write(root: &Path, effort: Effort) -> io::Result<()> {
     fs::write(
         root.join("BENCHMARKS.md"),
         markdown(&machine, effort, &rows, &facts, &counted, &kept),
-    )
+    )?;
+    summary::write(root)
 }
 
 fn markdown(
