@@ -48,7 +48,9 @@
 //!   [`Client::adopt`](crate::Client::adopt) or
 //!   [`MemoryBlock::charge_to`](crate::MemoryBlock::charge_to). What a request
 //!   leaves in a cache stays charged to its client; see
-//!   [`untracked`](crate::untracked).
+//!   [`untracked`](crate::untracked). So does what a library makes once for the
+//!   process (the seeds of its hashers, a lazy static), if it is first used in a
+//!   scope: use it once before.
 //! - **Who started a thread or a task.** It starts outside any scope:
 //!   [`Client::spawn`](crate::Client::spawn),
 //!   [`in_client`](crate::InClientExt::in_client).
