@@ -3,14 +3,20 @@
 
 #![cfg(all(unix, not(tiered_allocator_portable)))]
 
+#[path = "support/forked.rs"]
+mod forked;
 mod support;
+#[path = "support/until.rs"]
+mod until;
 
+use forked::in_a_child;
 use serial_test::serial;
 use std::sync::atomic::{AtomicBool, Ordering};
 use support::Block;
 use tiered_allocator::{
     Client, ClientOptions, Enforcement, Limit, Memory, SubscriptionTier, TieredAllocator,
 };
+use until::Stops;
 
 #[global_allocator]
 static HEAP: TieredAllocator = TieredAllocator::system();
@@ -20,31 +26,6 @@ fn strict(memory: &Memory, name: &str, max: u64) -> Client {
         .max(Limit::Bytes(max))
         .enforcement(Enforcement::Strict);
     memory.register(name, options).unwrap()
-}
-
-/// Seconds after which a child that hangs is ended by the system.
-const WATCHDOG_S: libc::c_uint = 60;
-
-/// Forks; the child runs `work` and must come to its end.
-fn in_a_child(work: impl FnOnce()) {
-    // SAFETY: the child calls what the tests are about and `_exit`.
-    let child = unsafe { libc::fork() };
-    assert!(child >= 0);
-    if child == 0 {
-        // SAFETY: ends this process if it hangs.
-        unsafe { libc::alarm(WATCHDOG_S) };
-        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
-        // SAFETY: no destructors, no handlers of the parent.
-        unsafe { libc::_exit(i32::from(done.is_err())) };
-    }
-    let mut status = 0;
-    // SAFETY: waits for the child just made.
-    let waited = unsafe { libc::waitpid(child, &mut status, 0) };
-    assert_eq!(waited, child);
-    assert!(
-        libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0,
-        "the child ended with {status:#x}"
-    );
 }
 
 /// Uses up what `client` may have; answers how much that was.
@@ -110,6 +91,7 @@ fn a_child_works_on_whatever_the_parents_threads_were_doing() {
                 }
             });
         }
+        let _stops = Stops(&stop);
         for _ in 0..FORKS {
             in_a_child(|| {
                 // What the parent's threads hold is charged still, and there
@@ -133,7 +115,6 @@ fn a_child_works_on_whatever_the_parents_threads_were_doing() {
                 in_a_child(|| assert_eq!(fill_up(&own).1, MAX));
             });
         }
-        stop.store(true, Ordering::Relaxed);
     });
     assert_eq!(crowded.usage().live_bytes, 0);
     assert_eq!(fill_up(&crowded).1, MAX);
@@ -160,6 +141,7 @@ fn threads_that_start_and_end_do_not_disturb_a_fork() {
                 }
             });
         }
+        let _stops = Stops(&stop);
         for _ in 0..100 {
             in_a_child(|| {
                 drop(fill_up(&client));
@@ -168,7 +150,6 @@ fn threads_that_start_and_end_do_not_disturb_a_fork() {
                 thread.join().unwrap();
             });
         }
-        stop.store(true, Ordering::Relaxed);
     });
     assert_eq!(client.usage().charged_bytes, 0);
 }
