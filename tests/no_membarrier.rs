@@ -158,6 +158,7 @@ fn case(name: &str) {
 fn the_case_named_by_the_environment() {
     if let Ok(name) = std::env::var(CASE) {
         case(&name);
+        println!("{name}: done");
     }
 }
 
@@ -171,8 +172,10 @@ fn passes(name: &str) {
         .env(CASE, name)
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&child.stderr);
-    assert!(child.status.success(), "{name}: {said}");
+    let said = String::from_utf8_lossy(&child.stdout);
+    let errors = String::from_utf8_lossy(&child.stderr);
+    assert!(child.status.success(), "{name}: {said} {errors}");
+    assert!(said.contains(&format!("{name}: done")), "{name}: {said}");
 }
 
 #[test]
