@@ -81,6 +81,7 @@ fn nobody_waits_for_what_cannot_be_reclaimed() {
     client.checkpoint().unwrap();
     memory.tick();
     assert_eq!(memory.snapshot().reclaim.passes, 0);
+    assert_eq!(client.usage().stalled_ns, 0);
     drop(block);
     memory.remove_client("pressed").unwrap();
 
@@ -137,6 +138,7 @@ fn without_a_reclaimer_thread_nobody_waits() {
     let (client, _block) = pressed(&memory, "Basic");
     client.checkpoint().unwrap();
     assert_eq!(memory.snapshot().reclaim.passes, 0);
+    assert_eq!(client.usage().stalled_ns, 0);
 }
 
 #[test]
