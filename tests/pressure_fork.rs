@@ -1,6 +1,7 @@
 //! A watching source across `fork`: the child has no thread to stop.
 #![cfg(all(target_os = "linux", not(tiered_allocator_portable)))]
 
+use std::time::Duration;
 use tiered_allocator::TieredAllocator;
 use tiered_allocator::pressure::{PressureSource, PressureWaker, Psi};
 
@@ -28,10 +29,11 @@ fn a_child_that_drops_the_source_leaves_its_parent_watching() {
     // SAFETY: our child, and a status of ours.
     assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
     assert_eq!(status, 7 << 8, "the child's end");
-    // A thread that was told to stop would need a moment to do so.
-    for _ in 0..1000 {
-        std::thread::yield_now();
+    // A thread that was told to stop would need a moment to do so: the longer
+    // this looks, the more it sees.
+    for _ in 0..200 {
+        assert!(psi.as_ref().is_some_and(Psi::is_watching));
+        std::thread::sleep(Duration::from_millis(5));
     }
-    assert!(psi.as_ref().is_some_and(Psi::is_watching));
     drop(psi);
 }
