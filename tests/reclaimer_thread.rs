@@ -1,12 +1,16 @@
 //! The reclaimer's thread: it works when its time has come, and ends with the
 //! last handle of its memory.
 
+#[path = "support/until.rs"]
+mod until;
+
 use serial_test::serial;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tiered_allocator::clock::{Clock, ManualClock};
 use tiered_allocator::{Memory, SubscriptionTier, TieredAllocator};
+use until::until;
 
 #[global_allocator]
 static HEAP: TieredAllocator = TieredAllocator::system();
@@ -29,10 +33,11 @@ fn reclaimers() -> Option<usize> {
 
 /// Waits until there are so many: a thread gives itself its name, and a joined
 /// one may still be listed for a moment.
+#[track_caller]
 fn assert_reclaimers(expected: usize) {
-    while reclaimers().is_some_and(|count| count != expected) {
-        std::thread::yield_now();
-    }
+    until(&format!("{expected} reclaimers"), || {
+        reclaimers().is_none_or(|count| count == expected)
+    });
 }
 
 fn with_clock() -> (Memory, Arc<ManualClock>) {
@@ -221,9 +226,7 @@ fn the_last_handle_may_end_on_the_reclaimer_thread_itself() {
     holding.release.store(true, Ordering::Release);
     // The thread wakes by itself, every millisecond.
     assert_reclaimers(0);
-    while client.is_active() {
-        std::thread::yield_now();
-    }
+    until("its memory has ended", || !client.is_active());
     assert!(holding.memory.lock().unwrap().is_none());
 }
 

@@ -1,6 +1,8 @@
 //! Each test here failed once: the scenarios that broke a promise.
 
 mod common;
+#[path = "support/until.rs"]
+mod until;
 
 use common::{Bytes as Block, client};
 use serial_test::serial;
@@ -10,6 +12,7 @@ use tiered_allocator::{
     Client, ClientOptions, Enforcement, InClientExt, Limit, Memory, SubscriptionTier, TierPolicy,
     TieredAllocator,
 };
+use until::{Stops, until};
 
 fn memory_of(total: u64) -> Memory {
     Memory::builder(total).usable(1.0).build().unwrap()
@@ -92,9 +95,9 @@ fn a_removed_client_stays_barred_when_its_blocks_grow() {
     let stage = AtomicU64::new(0);
     let reach = |next| stage.store(next, Ordering::SeqCst);
     let wait_for = |wanted| {
-        while stage.load(Ordering::SeqCst) < wanted {
-            std::thread::yield_now();
-        }
+        until("the other thread's next stage", || {
+            stage.load(Ordering::SeqCst) >= wanted
+        });
     };
     std::thread::scope(|threads| {
         threads.spawn(|| {
@@ -225,13 +228,17 @@ fn busy_neighbours_never_cause_a_refusal_at_a_shared_limit() {
                 }
             });
         }
-        let _scope = large.enter();
-        while busy.load(Ordering::Relaxed) < 1_000_000 {
-            if Block::new(LARGE).is_none() {
-                refused.fetch_add(1, Ordering::Relaxed);
+        // However this ends, the neighbours do, too.
+        let _stops = Stops(&stop);
+        until("a million blocks of the neighbours", || {
+            let _scope = large.enter();
+            for _ in 0..100 {
+                if Block::new(LARGE).is_none() {
+                    refused.fetch_add(1, Ordering::Relaxed);
+                }
             }
-        }
-        stop.store(true, Ordering::Relaxed);
+            busy.load(Ordering::Relaxed) >= 1_000_000
+        });
     });
     assert_eq!(refused.load(Ordering::Relaxed), 0);
 }
