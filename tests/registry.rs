@@ -244,13 +244,14 @@ fn an_old_handle_never_touches_the_client_that_has_its_index_now() {
     assert_eq!(usage.live_bytes, 300);
 
     let unattributed = memory.snapshot().unattributed_bytes;
-    let stray = Bytes::of(&old, 1_000_000).unwrap();
+    let stray = Bytes::of(&old, 1 << 20).unwrap();
     {
         let _scope = old.enter();
         assert!(Client::current().is_none());
     }
     assert_eq!(new.usage().live_bytes, 300);
-    assert!(memory.snapshot().unattributed_bytes >= unattributed + 1_000_000);
+    // The test harness' own threads may free a little meanwhile.
+    assert!(memory.snapshot().unattributed_bytes >= unattributed + (1 << 20) - 50_000);
     drop(stray);
 
     assert_eq!(old.usage(), ClientUsage::default());

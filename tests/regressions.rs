@@ -53,8 +53,9 @@ fn a_request_beyond_any_address_space_is_refused_and_changes_nothing() {
         assert!(memory.usage().charged_bytes < 1 << 20);
     }
     let before = memory.snapshot().unattributed_bytes;
-    let block = Block::new(1000).unwrap();
-    assert!(memory.snapshot().unattributed_bytes >= before + 1000);
+    // The test harness' own threads may free a little meanwhile.
+    let block = Block::new(1 << 20).unwrap();
+    assert!(memory.snapshot().unattributed_bytes >= before + (1 << 20) - 50_000);
     drop(block);
 }
 
