@@ -120,7 +120,7 @@
 //!   128 KiB a thread, with large blocks 2 MiB: an upper bound of the highest
 //!   live bytes.
 //! - `used` counts every live heap byte as resident. Only for blocks is it
-//!   measured.
+//!   measured, in huge pages where transparent ones are set to `always`.
 //! - A [`Snapshot`](crate::Snapshot) reads every account of every client: its
 //!   cost grows with both. The figures of one client cost a look into each
 //!   thread's table, and while it has request budgets a look at every account of
