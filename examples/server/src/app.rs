@@ -27,6 +27,11 @@ pub(crate) const MIB: u64 = 1 << 20;
 /// it stays below the memory's headroom.
 const BODY_BYTES: usize = 256 << 10;
 const JOBS_AT_ONCE: usize = 16;
+/// How long a block waits for room that others are to make: on a busy machine
+/// they may be long in coming to it.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long the reclaimer waits for one cache, for the same reason.
+const CACHE: Duration = Duration::from_secs(2);
 /// How long open connections may take to end.
 const FAREWELL: Duration = Duration::from_secs(3);
 
@@ -303,8 +308,13 @@ fn memory(
             .reclaim(reclaim);
         (Tier::from(tier), policy)
     };
+    let ladder = Ladder::default()
+        .watermarks(Watermarks::new(0.65, 0.55)?)
+        .caches(PATIENCE)
+        .call(CACHE);
     let mut builder = Memory::builder(total_bytes)
-        .ladder(Ladder::default().watermarks(Watermarks::new(0.65, 0.55)?))
+        .ladder(ladder)
+        .patience(PATIENCE)
         .purge(heap)
         .reclaim_every(seconds(2))
         .sample_every(seconds(1));
