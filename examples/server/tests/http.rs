@@ -12,6 +12,9 @@ use tokio::net::TcpListener;
 #[global_allocator]
 static HEAP: TieredAllocator = TieredAllocator::system();
 
+/// No answer takes this long.
+const ENOUGH: Duration = Duration::from_secs(300);
+
 struct Server {
     app: Arc<App>,
     address: SocketAddr,
@@ -66,6 +69,7 @@ impl Server {
         }
         text += &format!("Content-Length: {}\r\n\r\n{body}", body.len());
         let mut stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(ENOUGH)).unwrap();
         let mut answer = Vec::new();
         // A server that refuses a body may close before it has read it, or
         // before all of it was sent. Without an answer the test fails below.
