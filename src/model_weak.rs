@@ -77,7 +77,7 @@ fn client(max: u32) -> Client {
     let (place, account) = table.place_for(slot.tag()).unwrap();
     account.claim(slot.tag(), generation);
     table.set_used(place, true);
-    locked.charge(max.into(), false, Reach::Limits).unwrap();
+    locked.charge(max.into(), None, Reach::Limits).unwrap();
     account.place(0, max.into(), max);
     drop(locked);
     Client {

@@ -65,8 +65,8 @@ pub struct ClientUsage {
     /// Bytes drawn from the budget: live bytes and the threads' unused credit.
     pub charged_bytes: u64,
     /// The highest that `charged_bytes` was: at least the highest that
-    /// `live_bytes` was, at most 2 MiB a thread more (128 KiB if no block is
-    /// larger than 2 KiB).
+    /// `live_bytes` was, at most 2 MiB a thread more (128 KiB if it never moves
+    /// as much and no block is larger than 2 KiB).
     pub peak_bytes: u64,
     /// Bytes beyond the limits, out of the memory's headroom.
     pub overdrawn_bytes: u64,

@@ -79,10 +79,12 @@
 //! Net bytes may be negative: a thread that frees what others allocate. Credit
 //! is not. When the cold path draws or returns credit it moves the window:
 //! room for `batch` bytes of allocations on the right and as much for frees on
-//! the left, where `batch` is 1/64 of the room left in the client's budgets and
-//! 64 KiB at most, or 32 blocks of the size at hand and 1 MiB at most where they
-//! are large. So the last bytes of a budget are handed out one request at a time,
-//! and a thread's credit never exceeds 128 KiB, with large blocks 2 MiB.
+//! the left. `batch` is 64 KiB at first, or 32 blocks of the size at hand, and
+//! doubles each time the thread has used it up in one direction, to 1 MiB at
+//! most; and it is 1/64 of the room left in the client's budgets at most. So a
+//! thread whose net bytes swing widely soon swings within its window, one that
+//! does little holds little, the last bytes of a budget are handed out one
+//! request at a time, and a thread's credit never exceeds 2 MiB.
 //!
 //! # How a request that meets the ceiling is decided
 //!

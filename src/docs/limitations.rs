@@ -117,8 +117,8 @@
 //! - They are exact when no thread is working for the client, and otherwise of
 //!   no single moment; never negative, never above what is charged.
 //! - `peak_bytes` is the highest charge, which includes unused credit of at most
-//!   128 KiB a thread, with large blocks 2 MiB: an upper bound of the highest
-//!   live bytes.
+//!   128 KiB a thread, 2 MiB for one that moves as much or whose blocks are
+//!   large: an upper bound of the highest live bytes.
 //! - `used` counts every live heap byte as resident. Only for blocks is it
 //!   measured, in huge pages where transparent ones are set to `always`.
 //! - A [`Snapshot`](crate::Snapshot) reads every account of every client: its

@@ -444,7 +444,7 @@ fn try_admit(
     let slot = locked.slot();
     let blocks = u64::from(asks.is_new_block());
     let Some(account) = account else {
-        locked.charge(size, false, reach)?;
+        locked.charge(size, None, reach)?;
         slot.settle(Totals {
             net: size as i64,
             allocated: size,
@@ -466,7 +466,8 @@ fn try_admit(
         credit - size
     } else {
         let rest = size - credit;
-        let charged = locked.charge(rest, may_keep, reach);
+        let ahead = may_keep.then(|| u64::from(account.window()));
+        let charged = locked.charge(rest, ahead, reach);
         charged.map_err(|refusal| refusal.of_request(size, credit))?
     };
     if !may_keep {
@@ -495,7 +496,7 @@ fn may_keep_credit(locked: &Locked, account: &Account) -> bool {
 /// frees as the room allows, before the cold path looks again.
 fn place(locked: &Locked, account: &Account, net: i64, credit: u64, size: u64, may_keep: bool) {
     let frees = if may_keep {
-        batch(locked.room(), size)
+        batch(locked.room(), size, u64::from(account.window()))
     } else {
         0
     };
@@ -523,7 +524,7 @@ fn give_back(locked: &mut Locked, account: &Account, size: u64) {
     let credit = account.credit().max(0) as u64;
     let may_keep = may_keep_credit(locked, account);
     let keep = if may_keep {
-        batch(locked.room(), size).min(credit)
+        batch(locked.room(), size, u64::from(account.window())).min(credit)
     } else {
         0
     };

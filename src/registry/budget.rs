@@ -39,19 +39,23 @@ pub(crate) const UNLIMITED: u64 = u64::MAX;
 /// Tiers that one memory can have, the three subscription tiers included.
 pub(crate) const MAX_TIERS: usize = 32;
 
-/// The most bytes a thread draws ahead of its needs for small blocks.
-pub(crate) const MAX_BATCH_BYTES: u64 = 64 * 1024;
+/// The most bytes a thread draws ahead of its needs at first.
+pub(crate) const FIRST_BATCH_BYTES: u64 = 64 * 1024;
 
-/// The same for large blocks, of which a batch should cover several.
-const MAX_LARGE_BATCH_BYTES: u64 = 1024 * 1024;
+/// The most that it draws ahead at all.
+const MAX_BATCH_BYTES: u64 = 1024 * 1024;
+
+/// A batch should cover several large blocks.
 const LARGE_BLOCKS: u64 = 32;
 
 /// How much to draw ahead for blocks of about `size` bytes when `room` bytes
 /// are left: less and less towards the limit, so that the last bytes are
-/// handed out exactly.
-pub(crate) fn batch(room: u64, size: u64) -> u64 {
-    let several = size.saturating_mul(LARGE_BLOCKS);
-    (room / 64).min(several.clamp(MAX_BATCH_BYTES, MAX_LARGE_BATCH_BYTES))
+/// handed out exactly. A thread that left a window of `window` bytes has moved
+/// half as much since it was placed, and gets twice the batch that it had then:
+/// what it may hold unused is of the order of what it moves.
+pub(crate) fn batch(room: u64, size: u64, window: u64) -> u64 {
+    let wanted = size.saturating_mul(LARGE_BLOCKS).max(window);
+    (room / 64).min(wanted.clamp(FIRST_BATCH_BYTES, MAX_BATCH_BYTES))
 }
 
 /// What the ancestors hold for a client with this guarantee and charge.
@@ -582,13 +586,16 @@ mod tests {
 
     #[test]
     fn the_batch_shrinks_with_the_room_to_nothing() {
-        assert_eq!(batch(UNLIMITED, 8), MAX_BATCH_BYTES);
-        assert_eq!(batch(64 * MAX_BATCH_BYTES, 8), MAX_BATCH_BYTES);
-        assert_eq!(batch(6400, 8), 100);
-        assert_eq!(batch(63, 8), 0);
-        assert_eq!(batch(0, 8), 0);
-        assert_eq!(batch(6400, UNLIMITED), 100);
-        assert_eq!(batch(UNLIMITED, UNLIMITED), MAX_LARGE_BATCH_BYTES);
+        assert_eq!(batch(UNLIMITED, 8, 0), FIRST_BATCH_BYTES);
+        assert_eq!(batch(64 * FIRST_BATCH_BYTES, 8, 0), FIRST_BATCH_BYTES);
+        for (size, window) in [(8, 0), (8, UNLIMITED), (UNLIMITED, 0)] {
+            assert_eq!(batch(6400, size, window), 100);
+            assert_eq!(batch(63, size, window), 0);
+            assert_eq!(batch(0, size, window), 0);
+        }
+        assert_eq!(batch(UNLIMITED, UNLIMITED, 0), MAX_BATCH_BYTES);
+        assert_eq!(batch(UNLIMITED, 8, 200_000), 200_000);
+        assert_eq!(batch(UNLIMITED, 8, UNLIMITED), MAX_BATCH_BYTES);
     }
 
     #[test]

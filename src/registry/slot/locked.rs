@@ -175,9 +175,14 @@ impl Locked {
     }
 
     /// Charges `bytes`, and ahead of need as much more as [`budget::batch`]
-    /// allows if `ahead` is set. Answers what was charged ahead. A refusal
-    /// changes nothing.
-    pub(crate) fn charge(&mut self, bytes: u64, ahead: bool, reach: Reach) -> Result<u64, Refusal> {
+    /// allows after a window of so many bytes, if `ahead` says how many. Answers
+    /// what was charged ahead. A refusal changes nothing.
+    pub(crate) fn charge(
+        &mut self,
+        bytes: u64,
+        ahead: Option<u64>,
+        reach: Reach,
+    ) -> Result<u64, Refusal> {
         let charged = self.slot.charged();
         let limits = self.slot.limits();
         let is_request = self.slot.parent().is_some();
@@ -203,12 +208,14 @@ impl Locked {
         if grown > ceiling && bytes > 0 {
             return Err(refused(charged));
         }
-        if ahead && matches!(reach, Reach::Limits | Reach::Ahead) {
+        if let Some(window) = ahead
+            && matches!(reach, Reach::Limits | Reach::Ahead)
+        {
             let room = match reach {
                 Reach::Ahead => self.room_ahead(),
                 _ => self.room(),
             };
-            let extra = budget::batch(room.saturating_sub(bytes), bytes);
+            let extra = budget::batch(room.saturating_sub(bytes), bytes, window);
             if extra > 0 && self.lift(charged, grown + extra, reach).is_ok() {
                 return Ok(extra);
             }
@@ -223,7 +230,7 @@ impl Locked {
         let overdrawn = slot.overdrawn();
         if let Some(parent) = slot.parent() {
             // Locks go upwards only.
-            parent.lock().charge(grown - charged, false, reach)?;
+            parent.lock().charge(grown - charged, None, reach)?;
         } else if let Some(tree) = self.tree() {
             let tier = slot.tier();
             if matches!(reach, Reach::Headroom | Reach::Ahead) {
