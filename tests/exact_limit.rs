@@ -252,3 +252,36 @@ fn drift_after_ten_million_cross_thread_operations_is_zero() {
         assert!(made >= 5_000_000, "{made}");
     });
 }
+
+/// Credit follows what a thread moves: little for one that does little, and for
+/// one that allocates much at most as much again.
+#[test]
+#[serial]
+fn a_thread_holds_no_more_unused_than_it_has_moved() {
+    const FIRST: u64 = 64 << 10;
+    each_way(|profiled| {
+        let memory = profiled(Memory::new(16 << 30));
+        let client = strict(&memory, "moves", 1 << 30);
+        let mut blocks: Vec<Block> = Vec::with_capacity(10_000);
+        let unused = || {
+            let usage = client.usage();
+            usage.charged_bytes - usage.live_bytes
+        };
+        let mut most = 0;
+        for _ in 0..10_000 {
+            blocks.extend(Block::of(&client, 1000));
+            let moved = client.usage().live_bytes;
+            assert!(unused() <= FIRST + moved, "{} of {moved}", unused());
+            most = most.max(unused());
+        }
+        // Where nobody can be made to return it, nobody holds any.
+        assert!(most == 0 || most >= 512 << 10, "{most}");
+        // The way back: what it keeps is bound as well.
+        for _ in 0..10_000 {
+            blocks.pop();
+            assert!(unused() <= 2 << 20, "{}", unused());
+        }
+        let once = client.run(|| Block::new(1)).unwrap();
+        assert!(once.is_some() && unused() <= 2 << 20);
+    });
+}
