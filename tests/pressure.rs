@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 use tiered_allocator::clock::ManualClock;
 use tiered_allocator::pressure::{
-    Figures, Pressure, PressureError, PressureSource, PressureWaker, ResidentSet, Urgency,
+    Figures, Pressure, PressureError, PressureSource, PressureWaker, Urgency,
 };
 use tiered_allocator::purge::{Purge, Purged};
 use tiered_allocator::{Client, Memory, Rung, SubscriptionTier, TieredAllocator};
@@ -182,6 +182,8 @@ fn what_a_source_wants_is_taken_and_the_allocator_purged_no_more_often_than_told
 #[serial]
 #[cfg(all(target_os = "linux", not(tiered_allocator_portable)))]
 fn a_process_that_grows_beyond_the_books_makes_the_clients_give_back() {
+    use tiered_allocator::pressure::ResidentSet;
+
     let purge = Counted::default();
     // Other tests have left something resident, backtraces for instance.
     let resident = Memory::new(MIB).snapshot().resident_set_bytes.unwrap();
