@@ -473,6 +473,14 @@ impl Program {
             Enforcement::Observe => Verdict::Granted,
             Enforcement::Graceful => Verdict::Either,
             _ if self.memory.usage().overdrawn_bytes > 0 => Verdict::Either,
+            // An observed client has pushed a budget past its limit: what this
+            // one had drawn before is charged already, and stays its own.
+            _ if (tier > aggregate || live(&|_| true) > USABLE)
+                && asking.books.live_bytes + size <= asking.max
+                && asking.books.live_bytes + size <= asking.handle.usage().charged_bytes =>
+            {
+                Verdict::Either
+            }
             _ => Verdict::Refused,
         }
     }
