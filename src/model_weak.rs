@@ -88,25 +88,42 @@ fn client(max: u32) -> Client {
     }
 }
 
+/// What an owner does on the fast path, and when it meets the ceiling.
+fn charge(account: &Account, size: u64) -> bool {
+    let charged = account.charge(size);
+    if !charged {
+        account.withdraw(size);
+    }
+    charged
+}
+
+/// Takes back what is unused while `owner` works, which answers what it has in
+/// the end: the books must say the same.
+fn revoke_beside(
+    slot: &'static Slot,
+    account: &'static Account,
+    owner: impl FnOnce() -> i64 + Send + 'static,
+) {
+    let owner = thread::spawn(owner);
+    let mut locked = slot.lock();
+    grant::collect(&mut locked);
+    drop(locked);
+    let net = owner.join().unwrap();
+    assert!(account.credit() >= 0, "{} beyond", account.credit());
+    assert_eq!(account.net(), net);
+    assert_eq!(slot.charged() as i64, account.net() + account.credit());
+}
+
 /// Publish, then check: an owner charges, a revoker takes what is unused.
 #[test]
 fn a_charge_and_a_revocation_never_both_get_the_same_bytes() {
     check("charge and revoke", || {
         let Client { slot, account, .. } = client(100);
-        let owner = thread::spawn(move || {
-            let charged = account.charge(60);
-            if !charged {
-                account.withdraw(60);
-            }
-            charged
-        });
-        let mut locked = slot.lock();
-        grant::collect(&mut locked);
-        drop(locked);
-        let charged = owner.join().unwrap();
-        assert!(account.credit() >= 0, "{} beyond", account.credit());
-        assert_eq!(account.net(), if charged { 60 } else { 0 });
-        assert_eq!(slot.charged() as i64, account.net() + account.credit());
+        revoke_beside(
+            slot,
+            account,
+            move || if charge(account, 60) { 60 } else { 0 },
+        );
     });
 }
 
@@ -116,21 +133,10 @@ fn what_is_freed_during_a_revocation_is_credit_or_was_taken() {
     check("charge, free and revoke", || {
         let Client { slot, account, .. } = client(100);
         assert!(account.charge(60));
-        let owner = thread::spawn(move || {
+        revoke_beside(slot, account, move || {
             account.refund(60);
-            let charged = account.charge(90);
-            if !charged {
-                account.withdraw(90);
-            }
-            charged
+            if charge(account, 90) { 90 } else { 0 }
         });
-        let mut locked = slot.lock();
-        grant::collect(&mut locked);
-        drop(locked);
-        let charged = owner.join().unwrap();
-        assert!(account.credit() >= 0, "{} beyond", account.credit());
-        assert_eq!(account.net(), if charged { 90 } else { 0 });
-        assert_eq!(slot.charged() as i64, account.net() + account.credit());
     });
 }
 

@@ -13,7 +13,6 @@ use crate::sync::Ordering;
 use core::time::Duration;
 
 /// A client that was asked to stop.
-#[derive(Clone)]
 pub(super) struct Stopped {
     client: Client,
     since: Duration,
