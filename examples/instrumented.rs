@@ -44,12 +44,14 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         memory.register("bank", SubscriptionTier::Enterprise)?,
         memory.register("shop", SubscriptionTier::Basic)?,
     ];
-    // The filter is the log's alone: a span that is filtered out charges nobody.
+    // Spans that are open at once, and lines, are kept in pools that outlive the
+    // request: they are nobody's. The filter is the log's alone: a span that is
+    // filtered out charges nobody.
     let log = fmt::layer()
         .with_writer(std::io::stdout)
         .with_ansi(false)
         .event_format(ClientFormat::new(fmt::format().without_time().compact()));
-    let subscriber = tracing_subscriber::registry()
+    let subscriber = Untracked::new(tracing_subscriber::registry())
         .with(ClientLayer::new(&memory))
         .with(Untracked::new(log).with_filter(LevelFilter::INFO));
     tracing::subscriber::set_global_default(subscriber)?;

@@ -6,14 +6,16 @@ use common::{Bytes, client, quiet};
 use serial_test::serial;
 use std::io::Write;
 use std::sync::{Arc, Mutex};
+use std::thread;
 use tiered_allocator::integrations::tracing_subscriber::{
     ClientFormat, ClientLayer, SpanClient, Untracked, attach,
 };
 use tiered_allocator::{Client, Enforcement, Memory, TieredAllocator, untracked};
+use tracing::dispatcher::set_default;
 use tracing::subscriber::with_default;
-use tracing::{Instrument, Level, Span, field, info, info_span, span};
+use tracing::{Dispatch, Instrument, Level, Span, field, info, info_span, span};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
-use tracing_subscriber::registry::Registry;
+use tracing_subscriber::registry::{LookupSpan, Registry};
 use tracing_subscriber::{filter::LevelFilter, fmt};
 
 fn two() -> (Memory, Client, Client) {
@@ -397,6 +399,115 @@ fn a_line_outside_any_span_names_the_scope() {
     });
     assert!(log.lines()[0].starts_with("client=\"bank\" "));
     drop(memory);
+}
+
+/// What 100 spans, each open inside the one before, leave with the client that
+/// they are of, on a thread that had none before.
+fn left_by_spans(client: &Client, dispatch: Dispatch) -> u64 {
+    let before = client.usage().live_bytes;
+    thread::scope(|threads| {
+        threads.spawn(|| {
+            let _default = set_default(&dispatch);
+            let request = info_span!("request", client = client.name().as_deref()).entered();
+            let mut nested = untracked(|| Vec::with_capacity(100));
+            for number in 0..100 {
+                nested.push(info_span!("step", number).entered());
+            }
+            drop(nested);
+            assert_eq!(Span::current().id(), request.id());
+        });
+    });
+    let left = client.usage().live_bytes - before;
+    drop(dispatch);
+    assert_eq!(client.usage().live_bytes, before);
+    left
+}
+
+#[test]
+#[serial]
+fn the_registrys_pools_are_nobodys() {
+    let (memory, acme, _) = two();
+    let spans = || ClientLayer::new(&memory);
+    let wrapped = Untracked::new(tracing_subscriber::registry()).with(spans());
+    assert_eq!(left_by_spans(&acme, Dispatch::new(wrapped)), 0);
+    // And that is because it is wrapped.
+    assert!(
+        left_by_spans(
+            &acme,
+            Dispatch::new(tracing_subscriber::registry().with(spans()))
+        ) > 0
+    );
+}
+
+/// Counts what it is shown.
+struct Counts(Arc<Mutex<Vec<&'static str>>>);
+
+impl<S: tracing::Subscriber> Layer<S> for Counts {
+    fn on_new_span(&self, _: &span::Attributes<'_>, _: &span::Id, _: Context<'_, S>) {
+        self.0.lock().unwrap().push("new");
+    }
+
+    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+        self.0
+            .lock()
+            .unwrap()
+            .push(event.metadata().level().as_str());
+    }
+
+    fn on_close(&self, _: span::Id, _: Context<'_, S>) {
+        self.0.lock().unwrap().push("close");
+    }
+}
+
+fn warned<S>(seen: &Arc<Mutex<Vec<&'static str>>>) -> impl Layer<S> + use<S>
+where
+    S: tracing::Subscriber + for<'a> LookupSpan<'a>,
+{
+    Counts(Arc::clone(seen)).with_filter(LevelFilter::WARN)
+}
+
+/// Filters of single layers work around the wrapped registry as they do around
+/// the registry itself, in either order.
+#[test]
+#[serial]
+fn a_wrapped_registry_leaves_filters_as_they_are() {
+    let (memory, acme, _) = two();
+    let seen: Arc<Mutex<Vec<&'static str>>> = Arc::default();
+    let registry = || Untracked::new(tracing_subscriber::registry());
+    let shows = |subscriber: Dispatch, charged: bool| {
+        tracing::dispatcher::with_default(&subscriber, || {
+            let of_acme = || info_span!("request", client = "acme");
+            assert_eq!(of_acme().in_scope(|| is_current(&acme)), charged);
+            // Said again here: what is remembered of it joins the answers of
+            // all subscribers, those of other tests among them.
+            let metadata = of_acme().metadata().unwrap();
+            assert!(!subscriber.register_callsite(metadata).is_never());
+            info!("filtered");
+            tracing::warn!("shown");
+            drop(span!(Level::ERROR, "shown"));
+        });
+        let seen = std::mem::take(&mut *seen.lock().unwrap());
+        assert_eq!(seen, ["WARN", "new", "close"]);
+        assert!(subscriber.is::<Registry>() && subscriber.is::<Untracked<Registry>>());
+    };
+    let spans = || ClientLayer::new(&memory);
+    shows(
+        Dispatch::new(registry().with(spans()).with(warned(&seen))),
+        true,
+    );
+    shows(
+        Dispatch::new(registry().with(warned(&seen)).with(spans())),
+        true,
+    );
+    shows(Dispatch::new(registry().with(warned(&seen))), false);
+    shows(
+        Dispatch::new(
+            registry()
+                .with(spans().with_filter(LevelFilter::OFF))
+                .with(warned(&seen)),
+        ),
+        false,
+    );
 }
 
 /// A layer of the host's own that finds the client.

@@ -54,10 +54,11 @@
 //! - **The layer only charges.** It stops nobody at a quota: for that, call
 //!   [`Client::checkpoint`] or put the future
 //!   [`in_client`](crate::InClientExt::in_client) besides.
-//! - **What the layer keeps** is charged to nobody. What other layers
-//!   allocate on the tenants' time is not, unless they are wrapped in
-//!   [`Untracked`]. The registry's own pools are charged to whoever makes them
-//!   grow.
+//! - **What the layer keeps** is charged to nobody. What other layers and the
+//!   registry itself allocate on the tenants' time is charged to the tenants,
+//!   unless they are wrapped in [`Untracked`]: without it, the first tenant
+//!   that creates a span on a thread pays for the thread's pool of spans
+//!   (some 5 KB), as long as the subscriber lives.
 //! - **The layer holds the memory**, as long as the subscriber lives.
 //!
 //! # The client in log lines
@@ -69,9 +70,11 @@
 
 mod format;
 mod layer;
+mod untracked;
 
-pub use format::{ClientFormat, Untracked};
+pub use format::ClientFormat;
 pub use layer::{ClientLayer, SpanClient, attach};
+pub use untracked::Untracked;
 
 #[cfg(doc)]
 use crate::client::Client;
