@@ -9,13 +9,14 @@
 //! Fast paths are `#[inline]` and touch nothing that another thread writes:
 //! the charge is one addition, one store and one comparison with the account's
 //! ceiling, the refund one subtraction. Whatever else there is to do lies
-//! behind the ceiling and the floor, in [`crate::ledger::grant`].
+//! behind the ceiling and the floor, in [`crate::ledger::grant`] and
+//! [`crate::ledger::settle`].
 //!
 //! Nothing here panics, blocks, formats, or runs code of the user but for the
 //! inner allocator. A refusal is a null pointer, and it changes nothing.
 
 use crate::ledger::account::Account;
-use crate::ledger::{grant, sampling, thread};
+use crate::ledger::{grant, sampling, settle, thread};
 use crate::owner::layout::{self, is_page_mapped, read_tag, write_tag};
 use crate::owner::{Tag, page_map};
 use core::alloc::{GlobalAlloc, Layout};
@@ -312,7 +313,7 @@ impl<A: GlobalAlloc> TieredAllocator<A> {
             // SAFETY: see above.
             unsafe { self.inner.dealloc(block, layout::inner(layout)) };
         }
-        grant::undo(tag, layout.size() as u64, 1);
+        settle::undo(tag, layout.size() as u64, 1);
         ptr::null_mut()
     }
 
@@ -352,7 +353,7 @@ impl<A: GlobalAlloc> TieredAllocator<A> {
     #[cold]
     #[inline(never)]
     unsafe fn free_below(block: *mut u8, size: usize, align: usize, heap: &Self) {
-        grant::refund_cold(thread::current(), size as u64);
+        settle::refund_cold(thread::current(), size as u64);
         // SAFETY: the block came from the inner allocator with this layout.
         unsafe { heap.inner.dealloc(block, layout::inner_of(size, align)) }
     }
@@ -475,7 +476,7 @@ impl<A: GlobalAlloc> TieredAllocator<A> {
 #[cold]
 #[inline(never)]
 fn uncharge(size: usize) -> *mut u8 {
-    grant::undo(thread::current().tag(), size as u64, 1);
+    settle::undo(thread::current().tag(), size as u64, 1);
     ptr::null_mut()
 }
 
@@ -505,11 +506,11 @@ pub(crate) fn refund(tag: Tag, block: *mut u8, size: usize) {
 #[inline(never)]
 fn refund_cold(account: Option<&Account>, tag: Tag, block: *mut u8, size: usize) {
     match account {
-        Some(account) => grant::refund_cold(account, size as u64),
+        Some(account) => settle::refund_cold(account, size as u64),
         None => {
             let slot = grant::owner(tag, block as usize, size);
             sampling::freed(tag);
-            grant::refund_elsewhere(slot, size as u64, 1);
+            settle::refund_elsewhere(slot, size as u64, 1);
         }
     }
 }
@@ -551,7 +552,7 @@ fn grow_cold(tag: Tag, block: *mut u8, size: usize, growth: usize) -> Option<Tag
 #[cold]
 #[inline(never)]
 fn ungrow(tag: Tag, size: usize, growth: usize) -> Tag {
-    grant::undo(tag, growth as u64, 0);
+    settle::undo(tag, growth as u64, 0);
     if growth > 0 {
         sampling::shrunk(tag, size as u64)
     } else {
@@ -565,7 +566,7 @@ fn shrink(tag: Tag, block: *mut u8, size: usize, bytes: usize) {
     match at_hand(tag) {
         Some(account) => {
             if !account.lower(bytes as u64) {
-                grant::refund_cold(account, bytes as u64);
+                settle::refund_cold(account, bytes as u64);
             }
         }
         None => {
@@ -576,7 +577,7 @@ fn shrink(tag: Tag, block: *mut u8, size: usize, bytes: usize) {
                 // its place in the page map, if that is where its tag is.
                 unsafe { record_owner(block, size, left) };
             }
-            grant::refund_elsewhere(slot, bytes as u64, 0);
+            settle::refund_elsewhere(slot, bytes as u64, 0);
         }
     }
 }

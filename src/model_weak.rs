@@ -12,11 +12,12 @@
 
 use crate::ledger::account::Account;
 use crate::ledger::table;
-use crate::ledger::{grant, reading, revoke};
+use crate::ledger::{reading, revoke, settle};
 use crate::owner::{Tag, page_map};
-use crate::registry::budget::{BudgetNode, Reach, Refusal, Tree};
+use crate::registry::budget::{BudgetNode, Reach, Refusal};
 use crate::registry::events::{EventKind, Events};
 use crate::registry::slot::{Limits, Slot, State, Totals};
+use crate::registry::tree::Tree;
 use crate::registry::{Enforcement, REGISTRY};
 use crate::sync::real::begin_execution;
 use loom::thread;
@@ -106,7 +107,7 @@ fn revoke_beside(
 ) {
     let owner = thread::spawn(owner);
     let mut locked = slot.lock();
-    grant::collect(&mut locked);
+    settle::collect(&mut locked);
     drop(locked);
     let net = owner.join().unwrap();
     assert!(account.credit() >= 0, "{} beyond", account.credit());
@@ -167,7 +168,7 @@ fn a_slot_that_is_held_is_neither_closed_nor_used_again() {
         let client = client(100);
         let (slot, generation) = (client.slot, client.generation);
         let mut locked = slot.lock();
-        grant::collect(&mut locked);
+        settle::collect(&mut locked);
         assert!(!locked.is_held());
         drop(locked);
         slot.hold();

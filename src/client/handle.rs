@@ -5,12 +5,13 @@ use super::scope::{Scope, untracked};
 use crate::heap_block::{HeapBlock, change_owner};
 use crate::ledger::fork::Cold;
 use crate::ledger::reading::{self, Reading};
-use crate::ledger::{grant, retire, thread};
+use crate::ledger::{retire, settle, thread};
 use crate::owner::Tag;
 use crate::registry::REGISTRY;
-use crate::registry::budget::{BudgetNode, Refusal, Tree};
+use crate::registry::budget::{BudgetNode, Refusal};
 use crate::registry::policies::{ClientOptions, override_mask};
 use crate::registry::slot::{Limits, Locked, Slot, State};
+use crate::registry::tree::Tree;
 use crate::registry::{Enforcement, Tier};
 use crate::unwind;
 use core::fmt;
@@ -408,7 +409,7 @@ impl Client {
     ) -> Result<(), RegisterError> {
         match self.try_change(place, limits, overrides) {
             // Unused credit is no reason to refuse a guarantee.
-            Err(RegisterError::GuaranteeDoesNotFit { .. }) if grant::collect_all(tree) => {
+            Err(RegisterError::GuaranteeDoesNotFit { .. }) if settle::collect_all(tree) => {
                 self.try_change(place, limits, overrides)
             }
             changed => changed,
@@ -425,12 +426,12 @@ impl Client {
                 .map_err(guarantee_does_not_fit)?;
             self.slot.set_overrides(overrides);
             // Credit drawn under the old limits must not outlast them.
-            grant::collect(locked);
+            settle::collect(locked);
             Ok(())
         })
         .unwrap_or(Err(RegisterError::Removed))?;
         if self.slot.has_children() {
-            grant::collect_with_budgets(self.slot);
+            settle::collect_with_budgets(self.slot);
         }
         Ok(())
     }

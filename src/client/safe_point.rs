@@ -2,7 +2,7 @@
 
 use super::error::QuotaExceeded;
 use super::handle::{Client, quota_exceeded};
-use crate::ledger::grant;
+use crate::ledger::settle;
 use crate::registry::events::EventKind;
 use crate::registry::{ReclaimPolicy, overage};
 use core::time::Duration;
@@ -84,7 +84,7 @@ impl Client {
         let budgets = core::iter::successors(Some(self.slot()), |slot| slot.parent());
         for slot in budgets.filter(|slot| slot.is_over_budget()) {
             let budget = Client::new(slot, slot.generation());
-            grant::collect_with_budgets(slot);
+            settle::collect_with_budgets(slot);
             if let Some(quota) = budget.over_budget() {
                 budget.locked(|locked| locked.record(EventKind::Cancelled, locked.figures()));
                 return SafePoint::Stop(quota);
@@ -182,7 +182,7 @@ impl Client {
         if is_lent_ahead == Some(true) {
             return self.pause_ahead();
         }
-        grant::collect_with_budgets(self.slot());
+        settle::collect_with_budgets(self.slot());
         let figures = self.locked(|locked| {
             locked.cover_overdraft();
             (self.slot().overdrawn() > 0).then(|| {

@@ -104,7 +104,7 @@
 //! | | `sequence` | odd, release fence; even with `Release`; read with `Acquire`, acquire fence | a seqlock: a torn set of figures is noticed. The figures are atomics, so no figure is torn |
 //! | | `holds` | `SeqCst` fences | Dekker's pattern against `state`: add, fence, look at the state; store the state, fence, look at the holds |
 //! | | settled totals | `Relaxed` read-modify-writes | sums; nobody derives anything else from them |
-//! | `registry/budget.rs` | `charged`, `limit`, `lent` | `Relaxed` | each decision is one compare-and-swap of one word, whose modification order says who got the last bytes; they publish nothing else |
+//! | `registry/{budget,tree}.rs` | `charged`, `limit`, `lent` | `Relaxed` | each decision is one compare-and-swap of one word, whose modification order says who got the last bytes; they publish nothing else |
 //! | | `charged` and `tentative` of a tier | `charged` up with `Release`, loaded with `Acquire`; `tentative` begins with `Acquire`, ends with `Release` | what is seen in `charged` has begun, and what has ended is gone from it: so a refusal that a charge caused which is taken back is noticed |
 //! | | `waiting` | `SeqCst` to begin, `Relaxed` to end and to look | set before the walk that takes credit back; that walk takes each slot's lock, so whoever draws credit later sees it |
 //! | `registry/table.rs` | chunks, `len` | `Release` / `Acquire` | slots are initialised before they are reachable |

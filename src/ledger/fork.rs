@@ -12,7 +12,7 @@
 //! fences, loads the announcements. One of the two sees the other.
 
 use super::table::{self, Table};
-use super::{grant, thread};
+use super::{settle, thread};
 use crate::sync::{AtomicBool, AtomicU32, Ordering, fence, thread_local};
 use crate::sys;
 use core::cell::Cell;
@@ -127,7 +127,7 @@ unsafe extern "C" fn resume_child() {
     for table in table::all() {
         let is_own = own.is_some_and(|own| core::ptr::eq(own, table));
         if table.is_owned() && !is_own {
-            grant::settle_table(table);
+            settle::settle_table(table);
             table::release(table);
         }
     }

@@ -7,9 +7,9 @@
 use super::fork::Cold;
 use super::{reading, revoke, thread};
 use crate::registry::REGISTRY;
-use crate::registry::budget::Tree;
 use crate::registry::events::EventKind;
 use crate::registry::slot::{Locked, Slot, State};
+use crate::registry::tree::Tree;
 use crate::sys;
 
 /// Ends new charges to the client of `generation`. `false`: it was removed

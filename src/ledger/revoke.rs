@@ -9,8 +9,8 @@
 use super::account::Account;
 use super::{sampling, table};
 use crate::registry::REGISTRY;
-use crate::registry::budget::Tree;
 use crate::registry::slot::{Locked, NO_GENERATION, Slot, State};
+use crate::registry::tree::Tree;
 use crate::sync::bound;
 use crate::sys;
 

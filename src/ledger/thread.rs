@@ -16,8 +16,8 @@
 
 use super::account::Account;
 use super::fork;
-use super::grant;
 use super::sampling;
+use super::settle;
 use super::table::{self, Table};
 use crate::owner::Tag;
 use crate::registry::REGISTRY;
@@ -119,7 +119,9 @@ pub(crate) fn guess<'a>(tag: Tag) -> Option<&'a Account> {
 pub(crate) fn account_for<'a>(slot: &'static Slot) -> Option<&'a Account> {
     let table = attached()?;
     let tag = slot.tag();
-    table.find(tag).or_else(|| grant::open_account(table, slot))
+    table
+        .find(tag)
+        .or_else(|| settle::open_account(table, slot))
 }
 
 /// The calling thread's table, if it has one.
@@ -467,7 +469,7 @@ fn detach() {
         thread.disordered.set(false);
         thread.set_current(Charged::tableless(UNATTRIBUTED));
         let _cold = fork::Cold::enter(None);
-        grant::settle_table(table);
+        settle::settle_table(table);
         table::release(table);
     });
 }

@@ -20,7 +20,7 @@ use super::relief;
 use super::shared::Shared;
 use super::spill::Extent;
 use crate::client::{Client, quota_exceeded};
-use crate::ledger::grant;
+use crate::ledger::{admit, grant, settle};
 use crate::registry::ReclaimPolicy;
 use crate::registry::budget::{BudgetNode, Refusal};
 use crate::registry::events::EventKind;
@@ -175,7 +175,7 @@ impl BlockState {
                 if let Err(error) = self.shared.spill().read(extent, bytes) {
                     // SAFETY: as above.
                     unsafe { self.pages.discard() };
-                    grant::refund_block(self.slot(), self.len as u64, 0);
+                    settle::refund_block(self.slot(), self.len as u64, 0);
                     return Err(error.into());
                 }
                 self.shared.spill().free(extent);
@@ -227,11 +227,11 @@ impl BlockState {
         if matches!(*place, Place::Resident) {
             let bytes = self.len as u64;
             grant::charge_block(client.slot(), bytes)
-                .map_err(|refusal| grant::count_refusal(client.slot(), refusal))
+                .map_err(|refusal| admit::count_refusal(client.slot(), refusal))
                 .map_err(|refusal| quota_exceeded(client.slot(), refusal))?;
-            grant::refund_block(old.slot(), bytes, 1);
+            settle::refund_block(old.slot(), bytes, 1);
         } else {
-            grant::pass_block(old.slot(), client.slot());
+            settle::pass_block(old.slot(), client.slot());
         }
         let idle = matches!(*place, Place::Resident) && self.pins.load(Ordering::Acquire) == 0;
         if idle {
@@ -295,7 +295,7 @@ impl BlockState {
         // SAFETY: as above; the next pin reads the bytes back first, or fails.
         unsafe { self.pages.discard() };
         self.count_idle(-1);
-        grant::refund_block(self.slot(), self.len as u64, 0);
+        settle::refund_block(self.slot(), self.len as u64, 0);
         self.resident_bytes.store(0, Ordering::Relaxed);
         done
     }
@@ -330,7 +330,7 @@ impl BlockState {
             }
             Place::Discarded => 0,
         };
-        grant::refund_block(self.slot(), charged, 1);
+        settle::refund_block(self.slot(), charged, 1);
         self.shared.forget(self);
         self.slot().release();
     }

@@ -10,7 +10,7 @@ use crate::client::{
     untracked,
 };
 use crate::ledger::fork::Cold;
-use crate::ledger::{grant, sampling, thread};
+use crate::ledger::{grant, sampling, settle, thread};
 use crate::reclaim::{ReclaimReport, Reclaimer};
 use crate::registry::policies::{ClientOptions, ConfigError, override_mask};
 use crate::registry::{Exhausted, REGISTRY, Tier, TierPolicy};
@@ -134,7 +134,7 @@ impl Memory {
     }
 
     #[cfg(feature = "profile")]
-    pub(crate) fn tree(&self) -> &Arc<crate::registry::budget::Tree> {
+    pub(crate) fn tree(&self) -> &Arc<crate::registry::tree::Tree> {
         &self.shared.tree
     }
 
@@ -185,7 +185,7 @@ impl Memory {
                     .open(Arc::clone(&name), Arc::clone(&tree), tier, limits)
             };
             // Unused credit is no reason to refuse a guarantee.
-            let opened = open().or_else(|refusal| match grant::collect_all(&tree) {
+            let opened = open().or_else(|refusal| match settle::collect_all(&tree) {
                 true => open(),
                 false => Err(refusal),
             });
@@ -272,7 +272,7 @@ impl Memory {
         let tree = &self.shared.tree;
         untracked(|| tree.define(&tier.into(), policy))?;
         // Credit drawn under the old limit must not outlast it.
-        grant::collect_all(tree);
+        settle::collect_all(tree);
         Ok(())
     }
 
@@ -305,7 +305,7 @@ impl Memory {
         let shared = Arc::clone(&self.shared);
         let state = untracked(|| BlockState::allocate(size, client.clone(), shared));
         let Some(state) = state else {
-            grant::refund_block(client.slot(), size as u64, 1);
+            settle::refund_block(client.slot(), size as u64, 1);
             return Err(AllocateError::OutOfMemory { requested: size });
         };
         self.shared.remember(&state);

@@ -2,7 +2,7 @@
 //! give the reclaimer a moment before they do.
 
 use super::shared::Shared;
-use crate::ledger::grant;
+use crate::ledger::admit;
 use crate::registry::budget::{BudgetNode, Refusal};
 use crate::registry::slot::Slot;
 use core::time::Duration;
@@ -37,7 +37,7 @@ pub(super) fn charge(
                 let before = relieved.unwrap_or_else(|| tree.bell.relieved());
                 tree.bell.await_relief(before, left, is_first);
             }
-            _ => return Err(grant::count_refusal(slot, refusal)),
+            _ => return Err(admit::count_refusal(slot, refusal)),
         }
     }
 }

@@ -5,8 +5,9 @@ use super::spill::SpillArea;
 use crate::client::{Client, ClientId, untracked};
 use crate::clock::Clock;
 use crate::ledger::retire::sweep_ended;
-use crate::registry::budget::{MAX_TIERS, Tree};
+use crate::registry::budget::MAX_TIERS;
 use crate::registry::rungs::{Relief, Rung, RungTotals};
+use crate::registry::tree::Tree;
 use crate::sync::{
     AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, PoisonError, RwLock, RwLockReadGuard,
     RwLockWriteGuard,

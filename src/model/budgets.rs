@@ -1,7 +1,8 @@
 //! The tree's charges and refunds, taken back where an upper node refuses.
 
 use super::check;
-use crate::registry::budget::{Reach, Tree};
+use crate::registry::budget::Reach;
+use crate::registry::tree::Tree;
 use shuttle::thread;
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Grant, return and revoke while owners run: `ledger/{account,grant,revoke}`.
+//! Grant, return and revoke while owners run: `ledger/{account,admit,settle,revoke}`.
 
 use super::{Oracle, check, memory, settle, strict};
 use shuttle::thread;

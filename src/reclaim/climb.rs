@@ -15,7 +15,7 @@ use super::stop::Stopped;
 use super::thread::Desk;
 use crate::client::{Client, ClientId};
 use crate::ledger::fork::Cold;
-use crate::ledger::{grant, thread};
+use crate::ledger::{settle, thread};
 use crate::registry::REGISTRY;
 use crate::registry::budget::{MAX_TIERS, Refusal};
 use crate::registry::events::EventKind;
@@ -130,7 +130,7 @@ impl Desk {
         let (short, from_shortage) = self.relieve_shortages(state);
         gained += from_shortage;
         let (mut marks, system) = self.read_sources(state);
-        if !marks.is_none() && grant::collect_all(&self.shared.tree) {
+        if !marks.is_none() && settle::collect_all(&self.shared.tree) {
             marks = self.read_watermarks(state);
         }
         let ledger = self.goal(marks, Cause::Watermarks);
@@ -236,7 +236,7 @@ impl Desk {
             return 0;
         }
         // What nobody uses is not asked for.
-        grant::collect_all(&self.shared.tree);
+        settle::collect_all(&self.shared.tree);
         let goal = Goal {
             wanted_bytes: u64::MAX,
             urgency: Urgency::Low,
@@ -276,7 +276,7 @@ impl Desk {
         let mut short = self.cover_shortages();
         if refused.is_some() || short.iter().any(|&bytes| bytes > 0) {
             // What nobody uses is no reason to take anything from anybody.
-            grant::collect_all(tree);
+            settle::collect_all(tree);
             short = self.cover_shortages();
         }
         self.note_relief(state, &short);

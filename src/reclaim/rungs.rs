@@ -9,7 +9,7 @@ use super::pressure::Urgency;
 use super::thread::Desk;
 use crate::client::usage;
 use crate::ledger::fork::Cold;
-use crate::ledger::{grant, reading, thread};
+use crate::ledger::{reading, settle, thread};
 use crate::memory::{BlockState, Reclaimed};
 use crate::registry::ReclaimPolicy;
 use crate::registry::budget::{BudgetNode, Refusal};
@@ -232,7 +232,7 @@ impl Desk {
         let before = live();
         let outcome = state.callers.call(entry, request, self.background);
         // What was freed is credit of the thread that freed it until then.
-        grant::collect_with_budgets(slot);
+        settle::collect_with_budgets(slot);
         let gave = before.saturating_sub(live());
         let counts = &self.shared.counts;
         let (kind, count) = match outcome {

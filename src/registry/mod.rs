@@ -1,8 +1,10 @@
 //! Who the clients are and what they may have.
 //!
-//! [`budget`] is the tree's arithmetic (memory -> tier -> client), [`slot`]
-//! what the process keeps of one client, [`table`] the process-wide array of
-//! slots with its free list, [`policies`] turns tiers and overrides into bytes. Nothing here knows of threads, blocks or clocks.
+//! [`tree`] is the budgets of one memory (memory -> tier -> client), [`budget`]
+//! one of them and its arithmetic, [`slot`] what the process keeps of one
+//! client, [`table`] the process-wide array of slots with its free list,
+//! [`policies`] turns tiers and overrides into bytes. Nothing here knows of
+//! threads, blocks or clocks.
 
 pub(crate) mod bell;
 pub(crate) mod budget;
@@ -15,6 +17,7 @@ mod short;
 pub(crate) mod slot;
 mod table;
 mod tier;
+pub(crate) mod tree;
 
 pub use policies::{ClientOptions, ConfigError};
 pub(crate) use table::{Exhausted, REGISTRY};

@@ -29,8 +29,8 @@ mod locked;
 
 pub(crate) use locked::Locked;
 
-use super::budget::Tree;
 use super::tier::Enforcement;
+use super::tree::Tree;
 use crate::owner::Tag;
 use crate::sync::{
     AtomicBool, AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Lock, Ordering, fence,

@@ -1,8 +1,8 @@
 //! The hooks without the feature `profile`: no tag is a sample's.
 
 use crate::owner::Tag;
-use crate::registry::budget::Tree;
 use crate::registry::slot::Slot;
+use crate::registry::tree::Tree;
 
 pub(crate) const fn is_on() -> bool {
     false

@@ -6,9 +6,10 @@
 //! need it. What must be dropped is handed out.
 
 use super::{Limits, NO_GENERATION, Slot, State, Totals};
-use crate::registry::budget::{self, BudgetNode, Reach, Refusal, Tree, UNLIMITED};
+use crate::registry::budget::{self, BudgetNode, Reach, Refusal, UNLIMITED};
 use crate::registry::events::EventKind;
 use crate::registry::policies::LARGEST;
+use crate::registry::tree::Tree;
 use crate::sync::{LockGuard, Ordering, fence};
 use core::ptr;
 use std::sync::Arc;
