@@ -2,8 +2,8 @@
 //!
 //! [`MetricsExporter::publish`] takes a snapshot and hands it to the installed
 //! recorder: Prometheus' by `metrics-exporter-prometheus`, OpenTelemetry's by
-//! `metrics-exporter-opentelemetry`, or any other. Nothing is counted in
-//! between, so the heap pays nothing for it.
+//! `metrics-opentelemetry`, or any other. Nothing is counted in between, so the
+//! heap pays nothing for it.
 //!
 //! | names | labels |
 //! |---|---|
@@ -38,9 +38,45 @@
 //!
 //! # OpenTelemetry
 //!
-//! Install a bridge from `metrics` to an OpenTelemetry meter provider in place
-//! of the Prometheus recorder; units and descriptions go along. Counters there
-//! are monotonic sums as here.
+//! `metrics-opentelemetry` makes a recorder of an OpenTelemetry meter, which is
+//! installed in place of the Prometheus one. `tests/metrics_opentelemetry.rs`
+//! checks what the SDK collects from it.
+//!
+//! ```
+//! use metrics_opentelemetry::opentelemetry::metrics::MeterProvider;
+//! use metrics_opentelemetry::{OpenTelemetryMetrics, OpenTelemetryRecorder};
+//! use opentelemetry_sdk::metrics::SdkMeterProvider;
+//!
+//! // With a reader or a periodic exporter of your own: OTLP, say.
+//! let provider = SdkMeterProvider::builder().build();
+//! let meter = provider.meter("tiered_allocator");
+//! metrics::set_global_recorder(OpenTelemetryRecorder::new(OpenTelemetryMetrics::new(meter)))?;
+//! // Then `MetricsExporter::publish` now and then, and at the end:
+//! provider.shutdown()?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! | here | there |
+//! |---|---|
+//! | a gauge | a gauge of `f64` |
+//! | a counter | a monotonic sum of `u64`, cumulative or as deltas, whichever the exporter asks for |
+//! | labels | attributes, all of them strings |
+//! | bytes, seconds, numbers | the units `By`, `s`, `1` |
+//! | the help text | the description |
+//!
+//! - **What is sent was published last.** Nothing is read at the moment of
+//!   collection: publish at least as often as the reader collects.
+//! - **A client that leaves**, see above, has gauges of 0 there until the process
+//!   ends; with deltas its series are not sent again. The bridge keeps every
+//!   series that it has ever seen.
+//! - **The SDK keeps 2,000 series of a name**, those of clients that left
+//!   included, unless a view says otherwise. Those beyond are one series with the
+//!   attribute `otel.metric.overflow`: of counters their sum, of gauges whichever
+//!   was published last, which means nothing.
+//! - **Not every bridge will do.** It has to know a counter again that is
+//!   registered again. `metrics-exporter-opentelemetry` (0.2) does not: totals are
+//!   added to themselves with each publication, and all series of a name but the
+//!   first lose unit and description.
 
 mod families;
 
