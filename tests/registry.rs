@@ -130,6 +130,23 @@ fn handles_and_blocks_survive_a_rename() {
     assert_eq!(memory.client("new").unwrap(), old);
 }
 
+#[test]
+#[serial]
+fn a_client_may_be_renamed_to_its_own_name_which_changes_nothing() {
+    let memory = quiet(1 << 30);
+    let same = memory.register("same", Basic).unwrap();
+    let held = Bytes::of(&same, 777).unwrap();
+    let before = memory.snapshot().clients;
+    memory.rename_client("same", "same").unwrap();
+    assert_eq!(memory.snapshot().clients, before);
+    assert_eq!(memory.client("same").unwrap(), same);
+    assert_eq!(memory.client_count(), 1);
+    drop(held);
+    memory.remove_client("same").unwrap();
+    let unknown = memory.rename_client("same", "same").unwrap_err();
+    assert!(matches!(unknown, RegisterError::Unknown(_)), "{unknown:?}");
+}
+
 /// What keeps a removed client's id from being used again.
 fn kept_by<T>(hold: impl FnOnce(&Memory, &Client) -> T, bytes: u64) {
     let memory = quiet(1 << 30);

@@ -219,14 +219,18 @@ impl Memory {
         Ok(())
     }
 
-    /// Gives a client another name. Handles and blocks stay with it.
+    /// Gives a client another name. Handles and blocks stay with it. Its own
+    /// name changes nothing.
     ///
     /// # Errors
-    /// There is no such client, or the new name is taken.
+    /// There is no such client, or the new name is another's.
     pub fn rename_client(&self, name: &str, new_name: &str) -> Result<(), RegisterError> {
         untracked(|| {
             let mut names = self.shared.names_mut();
             if names.contains_key(new_name) {
+                if name == new_name {
+                    return Ok(());
+                }
                 return Err(RegisterError::Duplicate {
                     name: new_name.to_owned(),
                 });
