@@ -31,16 +31,12 @@ impl View {
         let is_terminal = io::stdout().is_terminal();
         let is_live = is_terminal && env::var_os("TERM").is_none_or(|term| term != "dumb");
         let no_colour = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        let view = View {
+        View {
             is_live,
             has_colour: is_live && !no_colour,
             drawn_lines: 0,
             next_plain: Instant::now() + PLAIN_EVERY,
-        };
-        if is_live {
-            write("\x1b[?25l");
         }
-        view
     }
 
     /// Shows the state of things: `frame` in a terminal, `short` elsewhere if
@@ -49,10 +45,10 @@ impl View {
         if self.is_live {
             let mut out = self.to_top();
             out.push_str("\x1b[?7l");
-            for line in frame {
-                let _ = write!(out, "{line}\x1b[K\r\n");
-            }
-            out.push_str("\x1b[?7h");
+            out.push_str(&frame.join("\x1b[K\r\n"));
+            // Before the last line ends: up to there it is one write, so that
+            // Ctrl-C leaves wrapping on.
+            out.push_str("\x1b[K\x1b[?7h\r\n");
             write(&out);
             self.drawn_lines = frame.len();
         } else if Instant::now() >= self.next_plain {
@@ -100,15 +96,6 @@ impl View {
         let filled = "█".repeat(solid) + &"▒".repeat(shaded);
         let empty = "·".repeat(BAR_CELLS as usize - solid - shaded);
         self.paint(colour, &filled) + &self.paint(Colour::Dim, &empty)
-    }
-}
-
-impl Drop for View {
-    /// Also when a panic unwinds: the cursor comes back.
-    fn drop(&mut self) {
-        if self.is_live {
-            write("\x1b[?7h\x1b[?25h");
-        }
     }
 }
 
