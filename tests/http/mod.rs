@@ -8,7 +8,8 @@ use http::{HeaderName, Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Frame};
 use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper_util::rt::TokioIo;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -69,6 +70,21 @@ where
 {
     let stream = TcpStream::connect(at).await.unwrap();
     let (requests, connection) = handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    requests
+}
+
+/// Requests of an HTTP/2 connection: clones of it ask at once.
+pub type Multiplexed<B = Full<Bytes>> = http2::SendRequest<B>;
+
+/// As `connect`, with HTTP/2 from the first byte.
+pub async fn connect_http2<B>(at: SocketAddr) -> Multiplexed<B>
+where
+    B: Body<Data: Send, Error: std::error::Error + Send + Sync> + Send + Unpin + 'static,
+{
+    let stream = TcpStream::connect(at).await.unwrap();
+    let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+    let (requests, connection) = handshake.await.unwrap();
     tokio::spawn(connection);
     requests
 }

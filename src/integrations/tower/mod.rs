@@ -36,7 +36,7 @@
 //! | the request body, as the service reads it | the tenant: each piece is copied out of the connection's buffer, see [`RequestBody`] |
 //! | the response's body, until it is written to the connection | the tenant, if the service allocated it |
 //! | the response's headers | their text: the tenant, if the service allocated it. Their table: nobody, since hyper keeps the table for the connection's next request |
-//! | connections: read and write buffers, request headers, HTTP/2 state, tasks | nobody: they are read before the tenant is known, and outlive its request |
+//! | connections: read and write buffers, request headers, tasks; with HTTP/2 its streams' state and what has arrived of their bodies and was not read | nobody: they are read before the tenant is known, and outlive its request |
 //! | tasks, blocking work and WebSockets that the service starts | nobody, unless they take their client along: see [`integrations`](super) |
 //!
 //! A panic hook that runs in the service runs in the tenant's scope, too: the
@@ -63,8 +63,9 @@
 //! [`answer`](TenantLayer::answer) change that. Once the headers are sent, only
 //! the body can tell: it ends with the [`QuotaExceeded`](crate::QuotaExceeded)
 //! as its error, on which servers break the connection (HTTP/1) or reset the
-//! stream (HTTP/2). That is asked before every piece but the first, so an
-//! answer of one piece always arrives.
+//! stream (HTTP/2), which takes with it what of the answer was not sent yet, and
+//! leaves the connection's other requests alone. That is asked before every piece
+//! but the first, so an answer of one piece always arrives.
 
 mod answer;
 mod body;
