@@ -3,6 +3,7 @@
 
 mod http;
 
+use ::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::Router;
 use axum::body::Body;
 use axum::routing::post;
@@ -10,12 +11,14 @@ use bytes::Bytes;
 use http::{Multiplexed, Pieces};
 use http::{ask, by_header, client, connect_http2, live, made, memory, request, serve};
 use http_body_util::{BodyExt, Full};
+use hyper::body::Frame;
 use serial_test::serial;
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::panic::resume_unwind;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
-use std::task::{Poll, ready};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 use tiered_allocator::integrations::tower::TenantLayer;
 use tiered_allocator::{
@@ -405,6 +408,56 @@ fn an_answer_that_goes_over_the_quota_is_reset_and_no_other() {
         nothing_is_left(&other).await;
     });
     assert_eq!(other[0].usage().refusals, 0);
+}
+
+struct Frames(std::vec::IntoIter<Frame<Bytes>>);
+
+impl hyper::body::Body for Frames {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.0.next().map(Ok))
+    }
+}
+
+/// What the connection's compression of headers remembers of an answer, it
+/// remembers for as long as the connection lives.
+#[test]
+#[serial]
+fn headers_and_trailers_of_an_answer_do_not_stay_charged_while_the_connection_lives() {
+    let memory = memory();
+    let tenants = ["a", "b"].map(|name| client(&memory, name));
+    let handler = post(|body: Bytes| async move {
+        let text = String::from_utf8(body.to_vec()).unwrap();
+        let name = HeaderName::try_from(format!("x-{}", text.to_lowercase())).unwrap();
+        let value = HeaderValue::try_from(text.clone()).unwrap();
+        let mut trailers = HeaderMap::new();
+        let trailer = HeaderName::try_from(format!("{name}-trailer")).unwrap();
+        trailers.insert(trailer, value.clone());
+        let frames = vec![Frame::data(Bytes::from(text)), Frame::trailers(trailers)];
+        ([(name, value)], Body::new(Frames(frames.into_iter())))
+    });
+    let router = Router::new()
+        .route("/named", handler)
+        .layer(by_header(&memory));
+    on_one_connection(router, async |connection: Multiplexed| {
+        for round in 0..3 {
+            for name in ["a", "b"] {
+                let text = format!("{name}-header-of-round-{round}");
+                let request = request(name, "/named", Full::from(text.clone()));
+                let answer = connection.clone().send_request(request).await.unwrap();
+                assert_eq!(answer.headers()[format!("x-{text}")], text);
+                let body = answer.into_body().collect().await.unwrap();
+                assert_eq!(body.trailers().unwrap()[format!("x-{text}-trailer")], text);
+                assert_eq!(body.to_bytes(), text);
+            }
+            nothing_is_left(&tenants).await;
+        }
+    });
 }
 
 #[test]

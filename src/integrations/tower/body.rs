@@ -1,5 +1,6 @@
 //! The two bodies: both are polled when the service's future is not.
 
+use super::headers;
 use super::request::Attributed;
 use crate::client::{QuotaExceeded, SafePoint, untracked};
 use crate::unwind;
@@ -194,7 +195,14 @@ impl<R: Body<Error: Into<BoxError>>> InScope<R> {
         if matches!(polled, Poll::Ready(None | Some(Err(_)))) {
             self.end();
         }
-        polled
+        polled.map(|frame| frame.map(|frame| frame.map(with_trailers_of_nobody)))
+    }
+}
+
+fn with_trailers_of_nobody<D>(frame: Frame<D>) -> Frame<D> {
+    match frame.into_trailers() {
+        Ok(trailers) => Frame::trailers(headers::of_nobody(&trailers)),
+        Err(other) => other,
     }
 }
 

@@ -2,6 +2,7 @@
 //! answer in its place if the tenant is over its quota.
 
 use super::body::ResponseBody;
+use super::headers;
 use super::layer::TenantLayer;
 use super::request::Attributed;
 use crate::client::{InClient, InClientExt, QuotaExceeded, SafePoint};
@@ -123,7 +124,9 @@ where
                 Ok(polled) => {
                     let response = ready!(polled)?;
                     let body = |body| ResponseBody::attributed(body, attributed.clone());
-                    return Poll::Ready(Ok(with_a_table_of_its_own(response).map(body)));
+                    return Poll::Ready(
+                        Ok(with_a_table_of_its_own(response, attributed).map(body)),
+                    );
                 }
                 Err(quota) => layer.answer_to_quota(&quota),
             },
@@ -144,8 +147,12 @@ where
 
 /// The response with its headers in a table of the host's: hyper keeps the
 /// table for the connection's next request, which may be another tenant's.
-fn with_a_table_of_its_own<R>(mut response: Response<R>) -> Response<R> {
-    let table = response.headers().clone();
+/// With HTTP/2 their text is the host's, too.
+fn with_a_table_of_its_own<R>(mut response: Response<R>, attributed: &Attributed) -> Response<R> {
+    let table = match attributed.keeps_headers() {
+        true => headers::of_nobody(response.headers()),
+        false => response.headers().clone(),
+    };
     *response.headers_mut() = table;
     response
 }

@@ -182,7 +182,7 @@ impl TenantLayer {
 
     fn admit(&self, parts: &Parts) -> Admission {
         let refused = match (self.find)(parts) {
-            Ok(client) => match Attributed::new(client, self.budget) {
+            Ok(client) => match Attributed::new(client, self.budget, parts.version) {
                 Ok(attributed) => return Admission::Tenant(attributed),
                 Err(RegisterError::Removed) => Refused::Unknown,
                 Err(error) => return Admission::Refused(self.answer_to(Refused::NoBudget(&error))),

@@ -36,6 +36,7 @@
 //! | the request body, as the service reads it | the tenant: each piece is copied out of the connection's buffer, see [`RequestBody`] |
 //! | the response's body, until it is written to the connection | the tenant, if the service allocated it |
 //! | the response's headers | their text: the tenant, if the service allocated it. Their table: nobody, since hyper keeps the table for the connection's next request |
+//! | the same with HTTP/2, and trailers | nobody, once the service has answered them: they are copied, since the connection keeps text to compress later headers |
 //! | connections: read and write buffers, request headers, tasks; with HTTP/2 its streams' state and what has arrived of their bodies and was not read | nobody: they are read before the tenant is known, and outlive its request |
 //! | tasks, blocking work and WebSockets that the service starts | nobody, unless they take their client along: see [`integrations`](super) |
 //!
@@ -70,6 +71,7 @@
 mod answer;
 mod body;
 mod future;
+mod headers;
 mod layer;
 mod request;
 

@@ -2,6 +2,7 @@
 //! budget, and whether its body was refused.
 
 use crate::client::{Budget, Client, QuotaExceeded, RegisterError, untracked};
+use http::Version;
 use std::sync::{Arc, OnceLock};
 
 /// Alive until the last of the service's future and the two bodies is gone;
@@ -9,6 +10,7 @@ use std::sync::{Arc, OnceLock};
 #[derive(Debug)]
 pub(super) struct Attributed {
     account: Account,
+    version: Version,
     /// Why a piece of the request body was refused, which ends the request.
     refused: OnceLock<QuotaExceeded>,
 }
@@ -24,6 +26,7 @@ impl Attributed {
     pub(super) fn new(
         client: Client,
         budget: Option<u64>,
+        version: Version,
     ) -> Result<Arc<Attributed>, RegisterError> {
         let account = match budget {
             Some(bytes) => Account::Budget(client.budget(bytes)?),
@@ -32,6 +35,7 @@ impl Attributed {
         Ok(untracked(|| {
             Arc::new(Attributed {
                 account,
+                version,
                 refused: OnceLock::new(),
             })
         }))
@@ -43,6 +47,11 @@ impl Attributed {
             Account::Client(client) => client,
             Account::Budget(budget) => budget,
         }
+    }
+
+    /// Whether the connection compresses headers, and so keeps their text.
+    pub(super) fn keeps_headers(&self) -> bool {
+        self.version >= Version::HTTP_2
     }
 
     /// Notes that the request cannot go on; the first reason counts.
