@@ -2,8 +2,11 @@
 //! and never unmapped, hands out free indices, takes them back.
 //!
 //! # Orderings
-//! A chunk pointer is published with `Release` after its slots are
-//! initialised, and read with `Acquire`. The free list is under its lock.
+//! A chunk is mapped and published first; a slot of it is initialised when its
+//! index is handed out for the first time, so that pages of slots that nobody
+//! has are not touched. `len` publishes it, with `Release`; whoever looks for a
+//! slot reads `len` with `Acquire` and goes no further. The free list, and
+//! `len`'s growth, are under the lock.
 
 use super::slot::Slot;
 use crate::owner::INDEX_BITS;
@@ -68,8 +71,9 @@ impl Registry {
         if first.is_null() || index >= self.len.load(Ordering::Acquire) {
             return None;
         }
-        // SAFETY: a published chunk holds `CHUNK_SLOTS` initialised slots, is
-        // never unmapped, and the masked offset lies within it.
+        // SAFETY: a published chunk has room for `CHUNK_SLOTS` slots and is
+        // never unmapped, the masked offset lies within it, and the slots
+        // below `len` are initialised.
         Some(unsafe { &*first.add(index as usize & (CHUNK_SLOTS - 1)) })
     }
 
@@ -88,8 +92,18 @@ impl Registry {
             return Err(Exhausted::Ids(self.capacity()));
         }
         let chunk = &self.chunks[(index >> CHUNK_BITS) as usize];
-        if chunk.load(Ordering::Relaxed).is_null() {
-            chunk.store(map_chunk(index)?, Ordering::Release);
+        let mut first = chunk.load(Ordering::Relaxed);
+        if first.is_null() {
+            first = map_chunk()?;
+            chunk.store(first, Ordering::Release);
+        }
+        // SAFETY: the chunk has room for `CHUNK_SLOTS` slots. `len` is not
+        // above `index`, so nobody else looks at this one, and the lock keeps
+        // others from initialising it.
+        unsafe {
+            first
+                .add(index as usize & (CHUNK_SLOTS - 1))
+                .write(Slot::new(index));
         }
         self.len.store(index + 1, Ordering::Release);
         self.slot(index).ok_or(Exhausted::Memory)
@@ -103,20 +117,11 @@ impl Registry {
     }
 }
 
-/// Maps a chunk whose first slot is the one that `index` falls into. Kept by
-/// the registry for the life of the process.
-fn map_chunk(index: u32) -> Result<*mut Slot, Exhausted> {
-    let slots: *mut Slot = sys::map(size_of::<[Slot; CHUNK_SLOTS]>())
-        .ok_or(Exhausted::Memory)?
-        .cast()
-        .as_ptr();
-    let base = index & !(CHUNK_SLOTS as u32 - 1);
-    for offset in 0..CHUNK_SLOTS {
-        // SAFETY: the mapping is fresh, page-aligned (so aligned for `Slot`)
-        // and has room for `CHUNK_SLOTS` of them.
-        unsafe { slots.add(offset).write(Slot::new(base + offset as u32)) };
-    }
-    Ok(slots)
+/// Room for a chunk's slots, page-aligned. Kept by the registry for the life of
+/// the process.
+fn map_chunk() -> Result<*mut Slot, Exhausted> {
+    let slots = sys::map(size_of::<[Slot; CHUNK_SLOTS]>()).ok_or(Exhausted::Memory)?;
+    Ok(slots.cast().as_ptr())
 }
 
 #[cfg(test)]
@@ -151,5 +156,20 @@ mod tests {
         assert_eq!(registry.slot(1).map(Slot::index), Some(first.index()));
         assert!(registry.slot(2).is_none());
         assert!(registry.slot(u32::MAX).is_none());
+    }
+
+    #[cfg(all(unix, not(miri), not(tiered_allocator_portable)))]
+    #[test]
+    fn slots_that_nobody_has_take_no_memory() {
+        let registry = Box::leak(Box::new(Registry::new(1 << INDEX_BITS)));
+        for _ in 0..3 {
+            registry.acquire().unwrap();
+        }
+        let first = registry.chunks[0].load(Ordering::Acquire);
+        let chunk = ptr::NonNull::new(first.cast()).unwrap();
+        let bytes = size_of::<[Slot; CHUNK_SLOTS]>();
+        // SAFETY: the registry's own mapping, never unmapped.
+        let resident = unsafe { sys::resident_bytes(chunk, bytes) };
+        assert!(resident > 0 && resident < bytes / 8, "{resident} bytes");
     }
 }
