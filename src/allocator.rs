@@ -137,7 +137,7 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for TieredAllocator<A> {
         }
         if !account.refund(size as u64) {
             // SAFETY: as above; the refund is booked.
-            return unsafe { Self::free_below(block, size, layout.align(), self) };
+            return unsafe { Self::free_below(block, size, layout.align(), self, tag) };
         }
         // SAFETY: the block came from the inner allocator with this layout.
         unsafe { self.inner.dealloc(block, layout::inner(layout)) }
@@ -278,8 +278,28 @@ impl<A: GlobalAlloc> TieredAllocator<A> {
             // SAFETY: the caller's contract; the charge is to be withdrawn.
             return unsafe { self.allocate_cold(layout, allocate) };
         }
-        // SAFETY: the caller's contract; the block is charged to this tag.
-        unsafe { self.allocate_for(layout, account.tag(), allocate) }
+        let tag = account.tag();
+        // A page-mapped block has no tag behind it.
+        let block = allocate(&self.inner, layout);
+        if !block.is_null() && page_map::set_in_known_leaf(block as usize, tag) {
+            return block;
+        }
+        // SAFETY: `block` is null or came from `allocate` just now.
+        unsafe { self.map_leaf(block, layout, tag) }
+    }
+
+    /// Records the owner of a block that came to a new range of addresses.
+    ///
+    /// # Safety
+    /// As for `give_up`; the size is page-mapped.
+    #[cold]
+    #[inline(never)]
+    unsafe fn map_leaf(&self, block: *mut u8, layout: Layout, tag: Tag) -> *mut u8 {
+        if !block.is_null() && page_map::set(block as usize, tag) {
+            return block;
+        }
+        // SAFETY: the caller's contract is the same.
+        unsafe { self.give_up(block, layout, tag) }
     }
 
     /// Allocates and tags what has been charged to `tag`.
@@ -326,34 +346,66 @@ impl<A: GlobalAlloc> TieredAllocator<A> {
     unsafe fn free_mapped(block: *mut u8, size: usize, align: usize, heap: &Self) {
         // The owner is forgotten before the inner allocator can hand the page
         // to somebody else; a second free finds none and ends the process.
-        refund(page_map::take(block as usize), block, size);
-        // SAFETY: the block came from the inner allocator with this layout.
-        unsafe { heap.inner.dealloc(block, layout::inner_of(size, align)) }
+        let tag = page_map::take(block as usize);
+        let account = thread::current();
+        // SAFETY: the current account is this thread's own.
+        if unsafe { account.own_tag() } != tag {
+            // SAFETY: the caller's contract; the block's own tag.
+            return unsafe { Self::free_elsewhere(block, size, align, heap, tag) };
+        }
+        if !account.refund(size as u64) {
+            // SAFETY: as above; the refund is booked.
+            return unsafe { Self::free_below(block, size, align, heap, tag) };
+        }
+        // SAFETY: size and alignment are a layout's (caller).
+        let layout = unsafe { Layout::from_size_align_unchecked(size, align) };
+        // SAFETY: a page-mapped block came from the inner allocator with the
+        // user's own layout.
+        unsafe { heap.inner.dealloc(block, layout) }
     }
 
-    /// Frees a small block of a client that is not the current one.
+    /// Frees a block of a client that is not the current one.
     ///
     /// # Safety
     /// As [`GlobalAlloc::dealloc`] with the layout of `size` and `align`; `tag`
-    /// is the block's.
+    /// is the block's, and the page map does not know the block any more.
     #[inline(never)]
     unsafe fn free_elsewhere(block: *mut u8, size: usize, align: usize, heap: &Self, tag: Tag) {
-        match thread::guess(tag) {
-            Some(account) if account.refund(size as u64) => {}
-            guessed => refund_cold(guessed, tag, block, size),
+        let Some(account) = thread::guess(tag) else {
+            // SAFETY: the caller's contract is the same.
+            return unsafe { Self::free_of_unknown(block, size, align, heap, tag) };
+        };
+        if !account.refund(size as u64) {
+            // SAFETY: as above; the refund is booked.
+            return unsafe { Self::free_below(block, size, align, heap, tag) };
         }
         // SAFETY: the block came from the inner allocator with this layout.
         unsafe { heap.inner.dealloc(block, layout::inner_of(size, align)) }
     }
 
-    /// Frees a small block whose refund took the account below its floor.
+    /// Frees a block for whose owner no account is at hand.
     ///
     /// # Safety
-    /// As [`GlobalAlloc::dealloc`] with the layout of `size` and `align`.
+    /// As for `free_elsewhere`.
     #[cold]
     #[inline(never)]
-    unsafe fn free_below(block: *mut u8, size: usize, align: usize, heap: &Self) {
-        settle::refund_cold(thread::current(), size as u64);
+    unsafe fn free_of_unknown(block: *mut u8, size: usize, align: usize, heap: &Self, tag: Tag) {
+        refund_cold(None, tag, block, size);
+        // SAFETY: the block came from the inner allocator with this layout.
+        unsafe { heap.inner.dealloc(block, layout::inner_of(size, align)) }
+    }
+
+    /// Frees a block whose refund, booked already, took the account at hand
+    /// below its floor.
+    ///
+    /// # Safety
+    /// As for `free_elsewhere`.
+    #[cold]
+    #[inline(never)]
+    unsafe fn free_below(block: *mut u8, size: usize, align: usize, heap: &Self, tag: Tag) {
+        if let Some(account) = at_hand(tag) {
+            settle::refund_cold(account, size as u64);
+        }
         // SAFETY: the block came from the inner allocator with this layout.
         unsafe { heap.inner.dealloc(block, layout::inner_of(size, align)) }
     }

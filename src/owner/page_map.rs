@@ -91,12 +91,18 @@ fn install(entry: &AtomicPtr<Leaf>, spare: SpareLeaf) {
 /// the range has none. `false`: no leaf could be had and nothing was recorded.
 #[inline]
 pub(crate) fn set(address: usize, tag: Tag) -> bool {
+    set_in_known_leaf(address, tag) || set_in_new_leaf(address, tag, SpareLeaf::map())
+}
+
+/// As [`set`], but `false` if the range has no leaf.
+#[inline(always)]
+pub(crate) fn set_in_known_leaf(address: usize, tag: Tag) -> bool {
     match cell(address) {
         Some(cell) => {
             cell.store(tag.to_bits(), Ordering::Relaxed);
             true
         }
-        None => set_in_new_leaf(address, tag, SpareLeaf::map()),
+        None => false,
     }
 }
 
