@@ -269,12 +269,13 @@ impl Account {
     #[inline(always)]
     pub(crate) fn pin(&self, generation: u32) -> bool {
         let pins = self.pins.load(Ordering::Relaxed);
-        self.pins.store(pins + 1, Ordering::Relaxed);
+        self.pins.store(pins.wrapping_add(1), Ordering::Relaxed);
         light_fence();
         if self.generation.load(Ordering::Relaxed) == generation {
             true
         } else {
-            self.pins.store(pins, Ordering::Relaxed);
+            // Not `pins`, which would have to be kept for it.
+            self.unpin();
             false
         }
     }

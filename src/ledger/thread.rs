@@ -37,6 +37,14 @@ static FRESH: Account = Account::nobody();
 /// How deep scopes may nest and still be left in any order.
 const REMEMBERED: usize = 32;
 
+/// Set in a thread's `moment` while it charges no account, or while `ended` is
+/// not 0: then scopes are entered and left the long way.
+const IRREGULAR: u64 = 1 << 63;
+
+/// Set in the `moment` of a scope that was entered the long way. No thread's
+/// has it, so the short way out, which looks for the moment after, is barred.
+const ENTERED_IRREGULARLY: u64 = 1 << 62;
+
 /// What a scope charges, in one word: a pointer to an account (even), or twice
 /// a client's tag plus one if the thread has no account for it, or
 /// [`Charged::ENDED`].
@@ -48,7 +56,7 @@ pub(crate) struct Thread {
     table: Cell<Option<&'static Table>>,
     /// `epoch << 32 | depth`: how many scopes are open, in one word with a
     /// number that grows when the thread loses its table. Scopes from before
-    /// are void then.
+    /// are void then. And [`IRREGULAR`].
     moment: Cell<u64>,
     /// Scopes among `scopes` that ended before one inside them did, and one
     /// more if `disordered`.
@@ -181,6 +189,7 @@ impl Thread {
         // Until this is done, and for good if it fails, the thread works
         // without accounts; that also covers allocations made on the way.
         self.set_current(Charged::tableless(UNATTRIBUTED));
+        self.note_regularity();
         sys::heavy_fence_available();
         fork::install();
         let _cold = fork::Cold::enter(None);
@@ -201,6 +210,19 @@ impl Thread {
             base.watch();
         }
         self.set_current(self.base());
+        self.note_regularity();
+    }
+
+    /// Brings [`IRREGULAR`] up to date; to be called last by whatever sets
+    /// `current` or `ended` the long way.
+    fn note_regularity(&self) {
+        let nobody = ptr::eq(self.current.get(), &raw const self.nobody);
+        let moment = self.moment.get() & !IRREGULAR;
+        self.moment.set(if nobody || self.ended.get() != 0 {
+            moment | IRREGULAR
+        } else {
+            moment
+        });
     }
 
     /// What is charged outside any scope.
@@ -211,7 +233,6 @@ impl Thread {
         }
     }
 
-    #[inline(always)]
     fn set_current(&self, charged: Charged) {
         if charged.is_account() {
             self.current.set(charged.0);
@@ -233,7 +254,6 @@ impl Thread {
     }
 
     /// What an attached thread charges; [`FRESH`] is behind it.
-    #[inline(always)]
     fn now(&self) -> Charged {
         let current = self.current.get();
         debug_assert!(!ptr::eq(current, &raw const FRESH));
@@ -243,15 +263,18 @@ impl Thread {
         Charged(current)
     }
 
+    /// Enters a scope that charges this account, which is pinned. The calling
+    /// thread has a table, so it is attached.
     #[inline(always)]
-    fn push(&self, charged: Charged) -> Entered {
+    fn push_account(&self, account: &Account) -> Entered {
+        let charged = Charged::account(account);
         let moment = self.moment.get();
-        let before = self.now();
-        if let Some(place) = self.scopes.get(depth_at(moment)) {
-            place.set(charged);
+        if moment & IRREGULAR != 0 {
+            return self.push(charged);
         }
-        self.moment.set(moment + 1);
-        self.set_current(charged);
+        let before = Charged(self.current.get());
+        self.open(charged, moment);
+        self.current.set(account);
         Entered {
             charged,
             before,
@@ -260,20 +283,68 @@ impl Thread {
     }
 
     #[inline(always)]
-    fn pop(&self, entered: &Entered) {
-        let in_order = self.moment.get() == entered.moment + 1 && self.ended.get() == 0;
-        if in_order && entered.charged.is_account() {
-            self.moment.set(entered.moment);
-            self.set_current(entered.before);
-            entered.charged.unpin();
-        } else {
-            self.pop_cold(entered);
+    fn push(&self, charged: Charged) -> Entered {
+        // Two words come back in registers; a whole `Entered` would make the
+        // short way go through memory, too.
+        let (before, moment) = self.push_cold(charged);
+        Entered {
+            charged,
+            before,
+            moment,
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn pop_cold(&self, entered: &Entered) {
+    fn push_cold(&self, charged: Charged) -> (Charged, u64) {
+        let moment = self.moment.get() & !IRREGULAR;
+        let before = self.now();
+        self.open(charged, moment);
+        self.set_current(charged);
+        self.note_regularity();
+        (before, moment | ENTERED_IRREGULARLY)
+    }
+
+    #[inline(always)]
+    fn open(&self, charged: Charged, moment: u64) {
+        if let Some(place) = self.scopes.get(depth_at(moment)) {
+            place.set(charged);
+        }
+        self.moment.set(moment + 1);
+    }
+
+    #[inline(always)]
+    fn pop(&self, entered: &Entered) {
+        let &Entered {
+            charged,
+            before,
+            moment,
+        } = entered;
+        if self.moment.get() != moment + 1 {
+            return self.pop_cold(charged, before, moment);
+        }
+        self.moment.set(moment);
+        self.current.set(before.0);
+        // SAFETY: the thread's moment never has `ENTERED_IRREGULARLY`, so the
+        // scope was entered by `push_account`: it charges an account, and
+        // accounts lie in tables, which are never unmapped.
+        unsafe { &*charged.0 }.unpin();
+    }
+
+    /// In parts, so that the short way need not put them into memory.
+    #[cold]
+    #[inline(never)]
+    fn pop_cold(&self, charged: Charged, before: Charged, moment: u64) {
+        self.moment.set(self.moment.get() & !IRREGULAR);
+        self.close(&Entered {
+            charged,
+            before,
+            moment: moment & !ENTERED_IRREGULARLY,
+        });
+        self.note_regularity();
+    }
+
+    fn close(&self, entered: &Entered) {
         if epoch_at(self.moment.get()) != epoch_at(entered.moment) {
             // The accounts of that time were settled when the thread lost its
             // table; only a hold on a slot is still owed.
@@ -369,7 +440,7 @@ pub(crate) struct Entered {
     charged: Charged,
     before: Charged,
     /// When it was entered; whole words only, so that what was just stored is
-    /// not loaded in another size.
+    /// not loaded in another size. And [`ENTERED_IRREGULARLY`].
     moment: u64,
 }
 
@@ -385,7 +456,7 @@ pub(crate) fn enter(slot: &'static Slot, tag: Tag, generation: u32) -> Entered {
     if let Some(table) = thread.table.get() {
         let account = table.home(tag);
         if account.tag() == tag && account.pin(generation) {
-            return thread.push(Charged::account(account));
+            return thread.push_account(account);
         }
     }
     thread.push(hold_cold(slot, generation))
@@ -468,6 +539,7 @@ fn detach() {
         thread.ended.set(0);
         thread.disordered.set(false);
         thread.set_current(Charged::tableless(UNATTRIBUTED));
+        thread.note_regularity();
         let _cold = fork::Cold::enter(None);
         settle::settle_table(table);
         table::release(table);
