@@ -11,7 +11,7 @@ pub const COUNTED: [(&str, &str, f64); 2] = [
 ];
 
 /// The most that entering and leaving a scope may take.
-const SCOPE_LIMIT: f64 = 70.0;
+const SCOPE_LIMIT: f64 = 45.0;
 
 pub const INNER: [&str; 3] = ["glibc", "mimalloc", "jemalloc"];
 
