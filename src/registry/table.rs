@@ -162,10 +162,11 @@ mod tests {
     #[test]
     fn slots_that_nobody_has_take_no_memory() {
         // What a huge page makes resident besides is not the registry's.
-        // SAFETY: a flag of this process; no memory is passed.
         #[cfg(target_os = "linux")]
-        unsafe {
-            libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0);
+        {
+            let [on, none]: [libc::c_ulong; 2] = [1, 0];
+            // SAFETY: a flag of this process; no memory is passed.
+            unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, on, none, none, none) };
         }
         let registry = Box::leak(Box::new(Registry::new(1 << INDEX_BITS)));
         for _ in 0..3 {
