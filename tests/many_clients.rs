@@ -154,6 +154,28 @@ fn scopes_that_hold_every_place_leave_the_others_without_an_account() {
 
 #[test]
 #[serial]
+fn a_scope_without_an_account_counts_again_after_scopes_of_both_kinds_inside_it() {
+    let memory = memory();
+    let clients = strict(&memory, 6 * PLACES);
+    let same = colliding(&clients, 6);
+    // These hold the four places of the six.
+    let _places: Vec<Scope> = same[..4].iter().map(|client| client.enter()).collect();
+    let without = same[4].enter();
+    {
+        let _with = same[0].enter();
+        drop(same[5].enter());
+        assert_eq!(Client::current().as_ref(), Some(same[0]));
+    }
+    assert_eq!(Client::current().as_ref(), Some(same[4]));
+    let block = Block::bytes(&HEAP, 10).unwrap();
+    assert_eq!(live(same[4]), (10, 1));
+    assert_eq!(live(same[5]), (0, 0));
+    drop((without, block));
+    assert_eq!(Client::current().as_ref(), Some(same[3]));
+}
+
+#[test]
+#[serial]
 fn threads_with_colliding_clients_stay_exact_at_the_limit() {
     const THREADS: usize = 3;
     let memory = memory();
