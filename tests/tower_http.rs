@@ -8,13 +8,12 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::routing::post;
 use bytes::Bytes;
-use http::{Connection, Pieces};
-use http::{ask, by_header, client, connect, live, made, memory, request, send, serve};
+use http::{Connection, OnDrop, Pieces};
+use http::{ask, by_header, client, connect, live, made, memory, once, request, send, serve, take};
 use http_body_util::{BodyExt, Full};
 use serial_test::serial;
 use std::future::pending;
 use std::panic::resume_unwind;
-use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use tiered_allocator::integrations::tower::TenantLayer;
 use tiered_allocator::{Client, TieredAllocator};
@@ -23,31 +22,6 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 #[global_allocator]
 static HEAP: TieredAllocator = TieredAllocator::system();
-
-/// Sends when it is dropped.
-struct OnDrop(Option<oneshot::Sender<()>>);
-
-impl OnDrop {
-    fn new() -> (OnDrop, oneshot::Receiver<()>) {
-        let (dropped, seen) = oneshot::channel();
-        (OnDrop(Some(dropped)), seen)
-    }
-}
-
-impl Drop for OnDrop {
-    fn drop(&mut self) {
-        let _ = self.0.take().map(|dropped| dropped.send(()));
-    }
-}
-
-/// For a handler that takes it once.
-fn once<T>(value: T) -> Arc<Mutex<Option<T>>> {
-    Arc::new(Mutex::new(Some(value)))
-}
-
-fn take<T>(once: &Mutex<Option<T>>) -> T {
-    once.lock().unwrap().take().expect("it is taken once")
-}
 
 #[test]
 #[serial]

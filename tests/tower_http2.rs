@@ -8,8 +8,8 @@ use axum::Router;
 use axum::body::Body;
 use axum::routing::post;
 use bytes::Bytes;
-use http::{Multiplexed, Pieces};
-use http::{ask, by_header, client, connect_http2, live, made, memory, request, serve};
+use http::{Multiplexed, OnDrop, Pieces};
+use http::{ask, by_header, client, connect_http2, live, made, memory, once, request, serve, take};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Frame;
 use serial_test::serial;
@@ -17,7 +17,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::panic::resume_unwind;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 use tiered_allocator::integrations::tower::TenantLayer;
@@ -236,31 +236,6 @@ fn one_over_its_quota_is_answered_and_the_others_finish() {
     });
     assert!(poor.usage().refusals >= 6);
     assert_eq!(others.map(|other| other.usage().refusals), [0, 0]);
-}
-
-/// Sends when it is dropped.
-struct OnDrop(Option<oneshot::Sender<()>>);
-
-impl OnDrop {
-    fn new() -> (OnDrop, oneshot::Receiver<()>) {
-        let (dropped, seen) = oneshot::channel();
-        (OnDrop(Some(dropped)), seen)
-    }
-}
-
-impl Drop for OnDrop {
-    fn drop(&mut self) {
-        let _ = self.0.take().map(|dropped| dropped.send(()));
-    }
-}
-
-/// For a handler that takes it once.
-fn once<T>(value: T) -> Arc<Mutex<Option<T>>> {
-    Arc::new(Mutex::new(Some(value)))
-}
-
-fn take<T>(once: &Mutex<Option<T>>) -> T {
-    once.lock().unwrap().take().expect("it is taken once")
 }
 
 /// Both kinds of attribution: to the tenant, and to a budget for the request.

@@ -14,6 +14,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use tiered_allocator::integrations::tower::TenantLayer;
 use tiered_allocator::{Client, Memory, SubscriptionTier, TieredAllocator};
@@ -105,6 +106,31 @@ pub async fn send(connection: &mut Connection, request: Request<Full<Bytes>>) ->
     connection.ready().await.unwrap();
     let (head, body) = connection.send_request(request).await.unwrap().into_parts();
     Response::from_parts(head, body.collect().await.unwrap().to_bytes())
+}
+
+/// Sends when it is dropped.
+pub struct OnDrop(Option<oneshot::Sender<()>>);
+
+impl OnDrop {
+    pub fn new() -> (OnDrop, oneshot::Receiver<()>) {
+        let (dropped, seen) = oneshot::channel();
+        (OnDrop(Some(dropped)), seen)
+    }
+}
+
+impl Drop for OnDrop {
+    fn drop(&mut self) {
+        let _ = self.0.take().map(|dropped| dropped.send(()));
+    }
+}
+
+/// For a handler that takes it once.
+pub fn once<T>(value: T) -> Arc<Mutex<Option<T>>> {
+    Arc::new(Mutex::new(Some(value)))
+}
+
+pub fn take<T>(once: &Mutex<Option<T>>) -> T {
+    once.lock().unwrap().take().expect("it is taken once")
 }
 
 /// A body of the pieces that are sent to it.
