@@ -1,8 +1,11 @@
 //! A memory's figures as Prometheus reads them.
 
 mod common;
+#[path = "support/exported.rs"]
+mod exported;
 
-use common::{Bytes, client, quiet};
+use common::{Bytes, quiet};
+use exported::{PREFIX, enterprise, thirty_that_hold_more_and_more};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use serial_test::serial;
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,8 +14,6 @@ use tiered_allocator::{
     Client, Enforcement, Limit, Memory, ReclaimPolicy, Rung, SubscriptionTier, TierPolicy,
     TieredAllocator,
 };
-
-const PREFIX: &str = "tiered_allocator_";
 
 /// A recorder of this test alone.
 struct Scrape {
@@ -59,10 +60,6 @@ fn own_series(values: &BTreeMap<String, f64>) -> BTreeSet<&str> {
         .map(|key| key.split('"').nth(1).unwrap())
         .filter(|&client| client != "other")
         .collect()
-}
-
-fn enterprise(memory: &Memory, name: &str) -> Client {
-    client(memory, name, 1 << 20, Enforcement::Strict)
 }
 
 /// One allocation of the client that is made and gone.
@@ -177,14 +174,7 @@ fn an_unlimited_client_is_bound_by_the_total() {
 #[serial]
 fn the_number_of_series_is_bounded_and_the_sums_are_whole() {
     let memory = quiet(1 << 30);
-    let clients: Vec<Client> = (0..30)
-        .map(|n| enterprise(&memory, &format!("client {n:02}")))
-        .collect();
-    let held: Vec<Bytes> = clients
-        .iter()
-        .enumerate()
-        .map(|(n, client)| Bytes::of(client, 10_000 * (n + 1)).unwrap())
-        .collect();
+    let held = thirty_that_hold_more_and_more(&memory);
     let scrape = Scrape::new();
     let mut exporter = MetricsExporter::new(&memory).top(3);
     let values = scrape.values(&mut exporter);

@@ -1,8 +1,11 @@
 //! A memory's figures as OpenTelemetry's SDK collects them.
 
 mod common;
+#[path = "support/exported.rs"]
+mod exported;
 
-use common::{Bytes, client, quiet};
+use common::{Bytes, quiet};
+use exported::{PREFIX, enterprise, thirty_that_hold_more_and_more};
 use metrics_opentelemetry::opentelemetry::KeyValue;
 use metrics_opentelemetry::opentelemetry::metrics::MeterProvider;
 use metrics_opentelemetry::{OpenTelemetryMetrics, OpenTelemetryRecorder};
@@ -14,9 +17,7 @@ use opentelemetry_sdk::metrics::{
 use serial_test::serial;
 use std::collections::{BTreeMap, BTreeSet};
 use tiered_allocator::integrations::metrics::MetricsExporter;
-use tiered_allocator::{Client, Enforcement, Memory, SubscriptionTier, TieredAllocator};
-
-const PREFIX: &str = "tiered_allocator_";
+use tiered_allocator::{Client, SubscriptionTier, TieredAllocator};
 
 /// A meter provider of this test alone, and the bridge to it.
 struct Bridge {
@@ -141,10 +142,6 @@ fn of(client: &str, tier: &str) -> Attributes {
 fn value(names: &BTreeMap<String, Collected>, name: &str, labels: &Attributes) -> f64 {
     let found = names[&format!("{PREFIX}{name}")].series.get(labels);
     *found.unwrap_or_else(|| panic!("no {name} of {labels:?}"))
-}
-
-fn enterprise(memory: &Memory, name: &str) -> Client {
-    client(memory, name, 1 << 20, Enforcement::Strict)
 }
 
 #[test]
@@ -298,14 +295,7 @@ fn deltas_are_what_was_added_and_a_series_that_is_gone_is_not_sent_again() {
 #[serial]
 fn the_number_of_series_is_bounded_and_the_sums_are_whole() {
     let memory = quiet(1 << 30);
-    let clients: Vec<Client> = (0..30)
-        .map(|n| enterprise(&memory, &format!("client {n:02}")))
-        .collect();
-    let held: Vec<Bytes> = clients
-        .iter()
-        .enumerate()
-        .map(|(n, client)| Bytes::of(client, 10_000 * (n + 1)).unwrap())
-        .collect();
+    let held = thirty_that_hold_more_and_more(&memory);
     let names = Bridge::new().publish(&mut MetricsExporter::new(&memory).top(3));
     let live = &names[&format!("{PREFIX}client_live_bytes")].series;
     let own = live.keys().map(|labels| labels["client"].as_str());

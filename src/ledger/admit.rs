@@ -90,7 +90,7 @@ pub(super) fn admit(
         return Err(refused(&slot.lock(), asks, refusal));
     }
     if slot.is_unattributed() {
-        settle_unattributed(account, size, asks);
+        settle_unattributed(account, size, u64::from(asks.is_new_block()));
         return Ok(());
     }
     let mut waiting = None;

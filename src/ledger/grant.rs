@@ -85,7 +85,7 @@ fn note_refusal(slot: &'static Slot, refusal: Refusal, asks: Asks) {
 
 fn charge_unattributed(size: u64) {
     let account = thread::own_table().map(|table| table.home(thread::UNATTRIBUTED));
-    settle_unattributed(account, size, Asks::Block);
+    settle_unattributed(account, size, 1);
 }
 
 /// Charges `size` more bytes to the owner of a block that grows, whose account

@@ -3,7 +3,7 @@
 //! those of [`admit`](super::admit), in the same order.
 
 use super::account::Account;
-use super::admit::{Asks, may_keep_credit, place};
+use super::admit::{may_keep_credit, place};
 use super::fork::Cold;
 use super::revoke;
 use super::sampling;
@@ -150,8 +150,8 @@ fn settle_tableless(tag: Tag, net: i64, allocs: u64, frees: u64) {
     slot.settle(totals);
 }
 
-pub(super) fn settle_unattributed(account: Option<&Account>, size: u64, asks: Asks) {
-    let blocks = u64::from(asks.is_new_block());
+/// Charges `size` bytes to nobody. `blocks` is 1 for a new block, 0 for growth.
+pub(super) fn settle_unattributed(account: Option<&Account>, size: u64, blocks: u64) {
     if let Some(account) = account {
         // Its ceiling was low for a profile, which may be over.
         account.charge_unbound(size, blocks);
