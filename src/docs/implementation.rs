@@ -263,6 +263,14 @@
 //! goes on: other libraries' fork handlers may allocate. The reclaimer thread is not there
 //! in the child; `tick` and `reclaim_unused_memory` do its work.
 //!
+//! The same holds for what a memory keeps beside the books, its names, blocks,
+//! policies: their locks (`ledger/whole.rs`) are taken inside the cold path. It
+//! cannot hold for what takes long. So a block's bytes are written and read
+//! without a lock, and what the reclaimer remembers is locked while callbacks of
+//! the host's run, but belongs to one process: if a child finds either in the
+//! middle of something, nobody is at it any more. The block is where its move had
+//! come to, and the child's reclaimer begins anew.
+//!
 //! # The life of a block
 //!
 //! ```text
@@ -276,7 +284,8 @@
 //!
 //! Pages come from the system, not from the global allocator, so that they can
 //! be given back alone. Whether the bytes are there and whether a pin lives is
-//! decided under one lock: a pinned block is never touched.
+//! decided under one lock: a pinned block is never touched. While they are written
+//! or read the block is on its way, and a pin waits for its arrival.
 //!
 //! A block counts as spilled when the system says that its bytes are on the
 //! disk (`fdatasync`). Until then they are in memory, so a full disk, an I/O

@@ -92,8 +92,9 @@
 //!   request that is refused or lent looks through the accounts of all threads for
 //!   unused credit: 64 us with 10 clients at work, 2.5 ms with 10,000 (debug
 //!   build).
-//! - **A fork while the reclaimer climbs** may leave the child without relief
-//!   under pressure; its limits hold.
+//! - **A fork while the reclaimer climbs** leaves the child without the memory's
+//!   sources of pressure, which may have been in use, and without the cache that
+//!   was just being asked. Its limits, watermarks and other caches are as before.
 //! - **The last rung stops work, it frees nothing.** A client without safe
 //!   points, or one that keeps what it holds, gives nothing back; the next one is
 //!   asked instead.
@@ -153,8 +154,9 @@
 //!   [`PinError::QuotaExceeded`](crate::PinError), and the block stays spilled.
 //! - A pin of a spilled block reads the whole block, on the calling thread.
 //!
-//! - A forked child cannot bring back what its parent had spilled: the file is
-//!   the parent's. What the child spills goes to a file of its own.
+//! - A forked child cannot bring back what its parent had spilled, or was about
+//!   to bring back: the file is the parent's. What the child spills goes to a
+//!   file of its own.
 //!
 //! # Costs
 //!

@@ -113,6 +113,8 @@
 //! | | cells | `Relaxed` | whoever passes a block to another thread orders the two already |
 //! | `memory/block.rs` | `pins` | counted under the lock; down with `Release`, the reclaimer reads with `Acquire` | no pin means that all writes through pins are seen |
 //! | | `idle_since`, `resident_bytes` | `Relaxed` | figures |
+//! | | `is_paid` | `Relaxed` | the mover's while the block is on its way; read by whoever ends the move, the mover or a child after the fork |
+//! | `registry/bell.rs` | `alarm`, `pressed` | `Release` / `Acquire` | the reclaimer sees why it was called |
 //! | `sys/unix.rs` | the state of the `membarrier` registration | `Relaxed` | each thread may find out by itself |
 //! | | the exit hook | `Release` / `Acquire` | one function, stored before the key is armed |
 //!
@@ -148,7 +150,8 @@
 //! preemptions, lets loads be stale but runs stores in program order, and gives
 //! each read-modify-write the newest value; that a leaf's zeroes are there before
 //! the leaf is the kernel's and the `Release` store's doing, not the model's.
-//! `fork` and the inner allocators are not modelled.
+//! `fork` and the inner allocators are not modelled: `tests/fork*.rs` fork at many
+//! moments.
 //!
 //! No model knows the asymmetric fence: in both, `light_fence` and `heavy_fence`
 //! are full (`SeqCst`) fences. That a compiler fence and `membarrier` do as well

@@ -6,6 +6,9 @@
 //! in a word of their own ([`Table::cold`], or [`TABLELESS`] where there is no
 //! table), and stays out while [`FORKING`] is set.
 //!
+//! Locks of `std` that a child must find free are taken in here, too:
+//! [`super::whole`].
+//!
 //! # Orderings
 //! Dekker's pattern with a full fence on both sides: a thread stores its
 //! announcement, fences, loads `FORKING`; the forking thread stores `FORKING`,
@@ -16,6 +19,7 @@ use super::{settle, thread};
 use crate::sync::{AtomicBool, AtomicU32, Ordering, fence, thread_local};
 use crate::sys;
 use core::cell::Cell;
+use core::fmt;
 
 static FORKING: AtomicBool = AtomicBool::new(false);
 static TABLELESS: AtomicU32 = AtomicU32::new(0);
@@ -45,7 +49,8 @@ impl Cold {
                 let depth = table.cold.load(Ordering::Relaxed);
                 table.cold.store(depth + 1, Ordering::Relaxed);
                 fence(Ordering::SeqCst);
-                while depth == 0 && must_wait() {
+                // A thread that came in before it had a table is inside already.
+                while depth == 0 && DEPTH.get() == 0 && must_wait() {
                     table.cold.store(0, Ordering::Release);
                     sys::yield_now();
                     table.cold.store(1, Ordering::Relaxed);
@@ -64,6 +69,12 @@ impl Cold {
             }
         }
         Cold(table)
+    }
+}
+
+impl fmt::Debug for Cold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Cold")
     }
 }
 

@@ -11,7 +11,8 @@
 //! - [`reading`]: adds up what a client has, from all threads.
 //! - [`retire`]: the end of a client and the reuse of its slot.
 //! - [`sampling`]: the blocks that the heap profiler has sampled.
-//! - [`fork`]: keeps the cold path whole across `fork`.
+//! - [`fork`]: keeps the cold path whole across `fork`, and [`whole`] what else
+//!   a child must find free.
 
 pub(crate) mod account;
 pub(crate) mod admit;
@@ -25,3 +26,4 @@ pub(crate) mod settle;
 mod steps;
 pub(crate) mod table;
 pub(crate) mod thread;
+pub(crate) mod whole;

@@ -8,10 +8,15 @@
 //!                        \--discard--> discarded --renew--> resident (zeroed)
 //! ```
 //!
-//! Whether bytes are there (`place`) and whether a pin lives (`pins`) is
+//! Whether bytes are there (`whereabouts`) and whether a pin lives (`pins`) is
 //! decided under one lock: a pin is counted under it, the reclaimer looks at
 //! the count under it. So a pinned block is never touched, and a block that is
 //! being reclaimed is pinned only afterwards.
+//!
+//! The lock is not held while bytes are written or read, since a fork waits for
+//! it: the block is [`Whereabouts::Moving`] meanwhile, and whoever needs it to be
+//! somewhere waits for the mover. In a forked child there may be a move without
+//! a mover: then the block is where the move had come to.
 
 use super::error::{PinError, TransferError};
 use super::pages::Pages;
@@ -19,13 +24,18 @@ use super::pin::{Pin, PinMut};
 use super::relief;
 use super::shared::Shared;
 use super::spill::Extent;
-use crate::client::{Client, quota_exceeded};
-use crate::ledger::{admit, grant, settle};
+use crate::client::{Client, quota_exceeded, untracked};
+use crate::ledger::fork::Cold;
+use crate::ledger::whole::{WholeMutex, WholeMutexGuard};
+use crate::ledger::{admit, grant, settle, thread};
 use crate::registry::ReclaimPolicy;
 use crate::registry::budget::{BudgetNode, Refusal};
 use crate::registry::events::EventKind;
 use crate::registry::slot::Slot;
-use crate::sync::{AtomicU32, AtomicU64, Mutex, MutexGuard, Ordering, PoisonError};
+use crate::sync::{
+    AtomicBool, AtomicU32, AtomicU64, Condvar, Mutex, MutexGuard, Ordering, PoisonError,
+};
+use crate::sys;
 use core::fmt;
 use core::marker::PhantomData;
 use core::ptr::NonNull;
@@ -35,11 +45,50 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// Where a block's bytes are.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Place {
     Resident,
     Spilled(Extent),
     Discarded,
+}
+
+/// What is known of a block's place.
+#[derive(Debug)]
+enum Whereabouts {
+    At(Place),
+    /// On its way; the bytes are the mover's alone.
+    Moving {
+        /// Where the block is if the move ends now.
+        at: Place,
+        gate: Arc<Gate>,
+        /// Where the mover runs.
+        process: u32,
+    },
+}
+
+/// Opens once, when a move has ended.
+#[derive(Debug, Default)]
+struct Gate {
+    is_open: Mutex<bool>,
+    opened: Condvar,
+}
+
+impl Gate {
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        self.is_open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn open(&self) {
+        *self.lock() = true;
+        self.opened.notify_all();
+    }
+
+    fn wait(&self) {
+        let _open = self
+            .opened
+            .wait_while(self.lock(), |is_open| !*is_open)
+            .unwrap_or_else(PoisonError::into_inner);
+    }
 }
 
 /// What the reclaimer did with a block.
@@ -59,9 +108,11 @@ pub(crate) struct BlockState {
     pages: Pages,
     len: usize,
     shared: Arc<Shared>,
-    place: Mutex<Place>,
-    /// Changed under the lock of `place` only.
-    owner: Mutex<Client>,
+    whereabouts: WholeMutex<Whereabouts>,
+    /// Whether bytes that are on their way back have been charged.
+    is_paid: AtomicBool,
+    /// Changed under the lock of `whereabouts` only.
+    owner: WholeMutex<Client>,
     pins: AtomicU32,
     /// The memory's clock at the end of the last pin, in nanoseconds.
     idle_since: AtomicU64,
@@ -83,8 +134,9 @@ impl BlockState {
             pages,
             len,
             shared,
-            place: Mutex::new(Place::Resident),
-            owner: Mutex::new(client),
+            whereabouts: WholeMutex::new(Whereabouts::At(Place::Resident)),
+            is_paid: AtomicBool::new(false),
+            owner: WholeMutex::new(client),
             pins: AtomicU32::new(0),
             idle_since: AtomicU64::new(now.as_nanos() as u64),
             resident_bytes: AtomicU64::new(0),
@@ -93,13 +145,74 @@ impl BlockState {
         Some(Arc::new(state))
     }
 
-    fn place(&self) -> MutexGuard<'_, Place> {
-        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Where the block is, as of now. Ends a move that a fork has left without
+    /// a mover.
+    fn whereabouts(&self) -> WholeMutexGuard<'_, Whereabouts> {
+        let mut whereabouts = self.whereabouts.lock();
+        if let Whereabouts::Moving { at, process, .. } = &*whereabouts
+            && *process != sys::process_id()
+        {
+            let at = at.clone();
+            // SAFETY: the block is locked, and moves without a mover.
+            unsafe { self.give_up_bytes_unless(&at) };
+            self.arrive(&mut whereabouts, at);
+        }
+        whereabouts
+    }
+
+    /// Where the block is, under the lock; waits while it is on its way.
+    fn settled(&self) -> (WholeMutexGuard<'_, Whereabouts>, Place) {
+        loop {
+            let whereabouts = self.whereabouts();
+            let gate = match &*whereabouts {
+                Whereabouts::At(place) => {
+                    let place = place.clone();
+                    return (whereabouts, place);
+                }
+                Whereabouts::Moving { gate, .. } => Arc::clone(gate),
+            };
+            drop(whereabouts);
+            gate.wait();
+        }
+    }
+
+    /// Begins to move the block.
+    fn start(&self, mut whereabouts: WholeMutexGuard<'_, Whereabouts>, from: Place) -> Moving<'_> {
+        let gate: Arc<Gate> = untracked(Arc::default);
+        *whereabouts = Whereabouts::Moving {
+            at: from.clone(),
+            gate: Arc::clone(&gate),
+            process: sys::process_id(),
+        };
+        Moving {
+            block: self,
+            at: from,
+            gate,
+        }
+    }
+
+    /// The end of a move. What was charged for bytes that have not come after
+    /// all is refunded.
+    fn arrive(&self, whereabouts: &mut Whereabouts, at: Place) {
+        *whereabouts = Whereabouts::At(at);
+        if self.is_paid.swap(false, Ordering::Relaxed) {
+            settle::refund_block(self.slot(), self.len as u64, 0);
+        }
+    }
+
+    /// Gives physical memory back that a block at `place` has no use for.
+    ///
+    /// # Safety
+    /// Nobody uses the bytes.
+    unsafe fn give_up_bytes_unless(&self, place: &Place) {
+        if !matches!(place, Place::Resident) {
+            // SAFETY: by contract.
+            unsafe { self.pages.discard() };
+        }
     }
 
     pub(super) fn client(&self) -> Client {
-        let owner = self.owner.lock().unwrap_or_else(PoisonError::into_inner);
-        owner.clone()
+        self.owner.lock().clone()
     }
 
     fn slot(&self) -> &'static Slot {
@@ -138,20 +251,26 @@ impl BlockState {
     pub(crate) fn is_idle(&self) -> bool {
         self.pages.can_be_reclaimed()
             && self.pins.load(Ordering::Relaxed) == 0
-            && self
-                .place
-                .try_lock()
-                .is_ok_and(|place| matches!(*place, Place::Resident))
+            && matches!(*self.whereabouts(), Whereabouts::At(Place::Resident))
     }
 
     /// Measures the physical bytes in use, and remembers the answer.
     pub(crate) fn measure(&self) -> u64 {
-        let place = self.place();
-        let resident = match *place {
-            Place::Resident => self.pages.resident_bytes() as u64,
-            Place::Spilled(_) | Place::Discarded => 0,
+        let is_there = || match &*self.whereabouts() {
+            Whereabouts::At(place) | Whereabouts::Moving { at: place, .. } => {
+                matches!(place, Place::Resident)
+            }
         };
+        let mut resident = 0;
+        if is_there() {
+            resident = self.pages.resident_bytes() as u64;
+        }
         self.resident_bytes.store(resident, Ordering::Relaxed);
+        // It may have gone while it was measured.
+        if !is_there() {
+            resident = 0;
+            self.resident_bytes.store(0, Ordering::Relaxed);
+        }
         resident
     }
 
@@ -162,33 +281,37 @@ impl BlockState {
 
     /// Counts a pin, bringing the bytes back first if need be.
     fn pin(&self) -> Result<(), PinError> {
-        let mut place = self.place();
-        match &*place {
+        let (whereabouts, place) = self.settled();
+        match place {
             Place::Resident => {}
             Place::Discarded => return Err(PinError::Reclaimed { bytes: self.len }),
             Place::Spilled(extent) => {
-                self.charge()?;
-                let began = Instant::now();
-                // SAFETY: the block is spilled, so no pin lives and none can
-                // be counted while we hold the lock: the bytes are ours.
-                let bytes = unsafe { self.pages.bytes_mut() };
-                if let Err(error) = self.shared.spill().read(extent, bytes) {
-                    // SAFETY: as above.
-                    unsafe { self.pages.discard() };
-                    settle::refund_block(self.slot(), self.len as u64, 0);
-                    return Err(error.into());
-                }
-                self.shared.spill().free(extent);
-                self.shared
-                    .counts
-                    .restored(self.len as u64, began.elapsed());
-                self.count_idle(1);
-                *place = Place::Resident;
+                let moving = self.start(whereabouts, Place::Spilled(extent.clone()));
+                return self.bring_back(moving, &extent);
             }
         }
         if self.pins.fetch_add(1, Ordering::Relaxed) == 0 {
             self.count_idle(-1);
         }
+        Ok(())
+    }
+
+    /// Charges the bytes of a spilled block, reads them, and counts a pin.
+    fn bring_back(&self, mut moving: Moving<'_>, extent: &Extent) -> Result<(), PinError> {
+        self.charge(|| self.is_paid.store(true, Ordering::Relaxed))?;
+        let began = Instant::now();
+        // SAFETY: the block was spilled, so no pin lives, and none can be
+        // counted while it moves: the bytes are ours.
+        let bytes = unsafe { self.pages.bytes_mut() };
+        self.shared.spill().read(extent, bytes)?;
+        moving.pass(Place::Resident, || {
+            self.is_paid.store(false, Ordering::Relaxed);
+            self.pins.fetch_add(1, Ordering::Relaxed);
+        });
+        self.shared.spill().free(extent);
+        self.shared
+            .counts
+            .restored(self.len as u64, began.elapsed());
         Ok(())
     }
 
@@ -199,10 +322,13 @@ impl BlockState {
         }
     }
 
-    fn charge(&self) -> Result<(), PinError> {
+    /// Charges the bytes of the block; a fork comes before that and the note, or
+    /// after both.
+    fn charge(&self, note: impl Fn()) -> Result<(), PinError> {
         let (slot, bytes) = (self.slot(), self.len as u64);
         relief::charge(&self.shared, slot, bytes, || {
-            grant::restore_block(slot, bytes)
+            let _cold = Cold::enter(thread::attached());
+            grant::restore_block(slot, bytes).map(|()| note())
         })
         .map_err(|refusal| quota_exceeded(slot, refusal).into())
     }
@@ -218,13 +344,13 @@ impl BlockState {
 
     /// Charges the block to another client of the same memory.
     fn change_owner(&self, client: &Client) -> Result<(), TransferError> {
-        let place = self.place();
+        let (_locked, place) = self.settled();
         let old = self.client();
         let hold = client.held().ok_or(TransferError::Removed)?;
         if !client.shares_tree_with(&self.shared.tree) {
             return Err(TransferError::OtherMemory);
         }
-        if matches!(*place, Place::Resident) {
+        if matches!(place, Place::Resident) {
             let bytes = self.len as u64;
             grant::charge_block(client.slot(), bytes)
                 .map_err(|refusal| admit::count_refusal(client.slot(), refusal))
@@ -233,13 +359,13 @@ impl BlockState {
         } else {
             settle::pass_block(old.slot(), client.slot());
         }
-        let idle = matches!(*place, Place::Resident) && self.pins.load(Ordering::Acquire) == 0;
+        let idle = matches!(place, Place::Resident) && self.pins.load(Ordering::Acquire) == 0;
         if idle {
             self.count_idle(-1);
         }
         // The block's hold on the slot moves along.
         core::mem::forget(hold);
-        *self.owner.lock().unwrap_or_else(PoisonError::into_inner) = client.clone();
+        *self.owner.lock() = client.clone();
         if idle {
             self.count_idle(1);
         }
@@ -248,11 +374,12 @@ impl BlockState {
     }
 
     fn renew(&self) -> Result<(), PinError> {
-        let mut place = self.place();
-        if matches!(*place, Place::Discarded) {
-            self.charge()?;
+        if matches!(self.settled().1, Place::Discarded) {
+            self.charge(|| ())?;
+            // The owner is here, and the reclaimer leaves it where it is.
+            let mut whereabouts = self.whereabouts();
             self.count_idle(1);
-            *place = Place::Resident;
+            *whereabouts = Whereabouts::At(Place::Resident);
         }
         Ok(())
     }
@@ -268,35 +395,32 @@ impl BlockState {
         if policy == ReclaimPolicy::Keep || !self.pages.can_be_reclaimed() {
             return Reclaimed::Left;
         }
-        let mut place = self.place();
+        let whereabouts = self.whereabouts();
         let busy = self.pins.load(Ordering::Acquire) > 0 || self.idle_for(now) < idle_after;
-        if busy || !matches!(*place, Place::Resident) {
+        if busy || !matches!(*whereabouts, Whereabouts::At(Place::Resident)) {
             return Reclaimed::Left;
         }
-        let done = match policy {
-            ReclaimPolicy::Discard => {
-                *place = Place::Discarded;
-                Reclaimed::Discarded
-            }
-            _ => {
-                // SAFETY: no pin lives, and none can be counted while we hold
-                // the lock: nobody writes.
-                let bytes = unsafe { self.pages.bytes() };
-                match self.shared.spill().write(bytes) {
-                    Ok(extent) => *place = Place::Spilled(extent),
-                    Err(error) => {
-                        self.record_failure(&error);
-                        return Reclaimed::Failed;
-                    }
+        let mut moving = self.start(whereabouts, Place::Resident);
+        let (to, done) = if policy == ReclaimPolicy::Discard {
+            (Place::Discarded, Reclaimed::Discarded)
+        } else {
+            // SAFETY: no pin lived, and none can be counted while the block
+            // moves: nobody writes.
+            let bytes = unsafe { self.pages.bytes() };
+            match self.shared.spill().write(bytes) {
+                Ok(extent) => (Place::Spilled(extent), Reclaimed::Spilled),
+                Err(error) => {
+                    drop(moving);
+                    self.record_failure(&error);
+                    return Reclaimed::Failed;
                 }
-                Reclaimed::Spilled
             }
         };
-        // SAFETY: as above; the next pin reads the bytes back first, or fails.
-        unsafe { self.pages.discard() };
-        self.count_idle(-1);
-        settle::refund_block(self.slot(), self.len as u64, 0);
-        self.resident_bytes.store(0, Ordering::Relaxed);
+        moving.pass(to, || {
+            self.count_idle(-1);
+            settle::refund_block(self.slot(), self.len as u64, 0);
+            self.resident_bytes.store(0, Ordering::Relaxed);
+        });
         done
     }
 
@@ -315,7 +439,9 @@ impl BlockState {
 
     /// The end of the block: refunds what is charged, frees its place on disk.
     fn end(&self) {
-        let place = core::mem::replace(&mut *self.place(), Place::Discarded);
+        let (mut whereabouts, place) = self.settled();
+        *whereabouts = Whereabouts::At(Place::Discarded);
+        drop(whereabouts);
         let charged = match place {
             Place::Resident => {
                 // A pin that was leaked has taken it off already.
@@ -333,6 +459,37 @@ impl BlockState {
         settle::refund_block(self.slot(), charged, 1);
         self.shared.forget(self);
         self.slot().release();
+    }
+}
+
+/// A move under way. However it ends, the block is somewhere then.
+struct Moving<'block> {
+    block: &'block BlockState,
+    at: Place,
+    gate: Arc<Gate>,
+}
+
+impl Moving<'_> {
+    /// From here on the block is at `to` when the move ends. A fork comes before
+    /// that and `books`, or after both.
+    fn pass(&mut self, to: Place, books: impl FnOnce()) {
+        let mut whereabouts = self.block.whereabouts();
+        if let Whereabouts::Moving { at, .. } = &mut *whereabouts {
+            *at = to.clone();
+        }
+        self.at = to;
+        books();
+    }
+}
+
+impl Drop for Moving<'_> {
+    fn drop(&mut self) {
+        let at = core::mem::replace(&mut self.at, Place::Discarded);
+        // SAFETY: the bytes are the mover's until the move has ended, and it
+        // has no more use for them. Before the lock, since it may take a while.
+        unsafe { self.block.give_up_bytes_unless(&at) };
+        self.block.arrive(&mut self.block.whereabouts(), at);
+        self.gate.open();
     }
 }
 

@@ -9,8 +9,7 @@ use crate::client::{
     Client, ClientUsage, RegisterError, UnknownClient, guarantee_does_not_fit, quota_exceeded,
     untracked,
 };
-use crate::ledger::fork::Cold;
-use crate::ledger::{grant, sampling, settle, thread};
+use crate::ledger::{grant, sampling, settle};
 use crate::reclaim::{ReclaimReport, Reclaimer};
 use crate::registry::policies::{ClientOptions, ConfigError, override_mask};
 use crate::registry::{Exhausted, REGISTRY, Tier, TierPolicy};
@@ -175,7 +174,6 @@ impl Memory {
                 .try_reserve(1)
                 .map_err(|_| RegisterError::OutOfMemory)?;
             let tree = Arc::clone(&self.shared.tree);
-            let _cold = Cold::enter(thread::attached());
             let slot = REGISTRY.acquire().map_err(|exhausted| match exhausted {
                 Exhausted::Ids(limit) => RegisterError::IdsExhausted { limit },
                 Exhausted::Memory => RegisterError::OutOfMemory,

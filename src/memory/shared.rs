@@ -4,14 +4,16 @@ use super::block::BlockState;
 use super::spill::SpillArea;
 use crate::client::{Client, ClientId, untracked};
 use crate::clock::Clock;
+use crate::ledger::fork::Cold;
 use crate::ledger::retire::sweep_ended;
+use crate::ledger::thread;
+use crate::ledger::whole::{
+    WholeMutex, WholeMutexGuard, WholeReadGuard, WholeRwLock, WholeWriteGuard,
+};
 use crate::registry::budget::MAX_TIERS;
 use crate::registry::rungs::{Relief, Rung, RungTotals};
 use crate::registry::tree::Tree;
-use crate::sync::{
-    AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, PoisonError, RwLock, RwLockReadGuard,
-    RwLockWriteGuard,
-};
+use crate::sync::{AtomicBool, AtomicU64, Ordering};
 use core::fmt;
 use core::time::Duration;
 use std::collections::{HashMap, VecDeque};
@@ -46,7 +48,7 @@ pub(crate) struct Counts {
     /// Whether a source reports pressure, or somebody is short.
     pub(crate) under_pressure: AtomicBool,
     /// By tier: how often and how long its clients were short.
-    pub(crate) relief: Mutex<[Relief; MAX_TIERS]>,
+    pub(crate) relief: WholeMutex<[Relief; MAX_TIERS]>,
 }
 
 impl Counts {
@@ -86,8 +88,8 @@ impl Counts {
         })
     }
 
-    pub(crate) fn relief(&self) -> MutexGuard<'_, [Relief; MAX_TIERS]> {
-        self.relief.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn relief(&self) -> WholeMutexGuard<'_, [Relief; MAX_TIERS]> {
+        self.relief.lock()
     }
 }
 
@@ -96,9 +98,9 @@ pub(crate) struct Shared {
     pub(crate) total_bytes: u64,
     pub(crate) tree: Arc<Tree>,
     pub(crate) counts: Counts,
-    names: RwLock<Names>,
-    retired: Mutex<VecDeque<Client>>,
-    blocks: Mutex<HashMap<usize, Arc<BlockState>>>,
+    names: WholeRwLock<Names>,
+    retired: WholeMutex<VecDeque<Client>>,
+    blocks: WholeMutex<HashMap<usize, Arc<BlockState>>>,
     spill: SpillArea,
     clock: Box<dyn Clock>,
     /// How long a call that can fail waits for what lower tiers have borrowed.
@@ -117,9 +119,9 @@ impl Shared {
             total_bytes,
             tree: Arc::new(tree),
             counts: Counts::default(),
-            names: RwLock::default(),
-            retired: Mutex::default(),
-            blocks: Mutex::default(),
+            names: WholeRwLock::default(),
+            retired: WholeMutex::default(),
+            blocks: WholeMutex::default(),
             spill,
             clock,
             patience,
@@ -139,20 +141,20 @@ impl Shared {
         self.spill.used_bytes()
     }
 
-    pub(crate) fn names(&self) -> RwLockReadGuard<'_, Names> {
-        self.names.read().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn names(&self) -> WholeReadGuard<'_, Names> {
+        self.names.read()
     }
 
-    pub(super) fn names_mut(&self) -> RwLockWriteGuard<'_, Names> {
-        self.names.write().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn names_mut(&self) -> WholeWriteGuard<'_, Names> {
+        self.names.write()
     }
 
-    fn lock_blocks(&self) -> MutexGuard<'_, HashMap<usize, Arc<BlockState>>> {
-        self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_blocks(&self) -> WholeMutexGuard<'_, HashMap<usize, Arc<BlockState>>> {
+        self.blocks.lock()
     }
 
-    fn lock_retired(&self) -> MutexGuard<'_, VecDeque<Client>> {
-        self.retired.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_retired(&self) -> WholeMutexGuard<'_, VecDeque<Client>> {
+        self.retired.lock()
     }
 
     pub(super) fn remember(&self, block: &Arc<BlockState>) {
@@ -197,7 +199,10 @@ impl Shared {
 
     /// Looks at every retired client.
     pub(crate) fn sweep_all(&self) {
-        let ended = self.tree.ended.lock().len();
+        let ended = {
+            let _cold = Cold::enter(thread::attached());
+            self.tree.ended.lock().len()
+        };
         sweep_ended(&self.tree, ended);
         let most = self.lock_retired().len();
         self.sweep(most);
@@ -213,7 +218,10 @@ impl Shared {
     pub(super) fn close(&self) {
         loop {
             // Not in the loop's condition: the lock must be free below.
-            let ended = self.tree.ended.lock().pop();
+            let ended = {
+                let _cold = Cold::enter(thread::attached());
+                self.tree.ended.lock().pop()
+            };
             let Some(slot) = ended else {
                 break;
             };
@@ -249,11 +257,11 @@ impl fmt::Debug for Shared {
 /// looks at a few of them.
 pub(super) struct Orphans;
 
-static ORPHANS: Mutex<VecDeque<Client>> = Mutex::new(VecDeque::new());
+static ORPHANS: WholeMutex<VecDeque<Client>> = WholeMutex::new(VecDeque::new());
 
 impl Orphans {
-    fn lock() -> MutexGuard<'static, VecDeque<Client>> {
-        ORPHANS.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock() -> WholeMutexGuard<'static, VecDeque<Client>> {
+        ORPHANS.lock()
     }
 
     fn adopt(client: Client) {

@@ -3,7 +3,7 @@
 //! The file is made when the first block is spilled. Freed extents are used
 //! again, first fit, and their disk space is given back where the system can.
 //! The lock covers the bookkeeping alone: reads and writes of different blocks
-//! do not wait for each other.
+//! do not wait for each other, and nothing under it waits for a disk.
 //!
 //! A block counts as spilled only when the system says that its bytes are on
 //! the disk: a full disk and an I/O error are seen while the bytes are still in
@@ -15,7 +15,7 @@
 //! its own, and cannot bring back what was spilled before the fork.
 
 use crate::client::untracked;
-use crate::sync::{Mutex, PoisonError};
+use crate::ledger::whole::WholeMutex;
 use crate::sys;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -24,7 +24,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 /// A block's place in the spill file.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Extent {
     offset: u64,
     len: u64,
@@ -36,7 +36,7 @@ pub(super) struct Extent {
 pub(super) struct SpillArea {
     dir: PathBuf,
     limit_bytes: u64,
-    file: Mutex<Option<SpillFile>>,
+    file: WholeMutex<Option<SpillFile>>,
 }
 
 #[derive(Debug)]
@@ -44,6 +44,14 @@ struct SpillFile {
     file: Arc<File>,
     space: Space,
     process: u32,
+}
+
+impl SpillFile {
+    /// The file, if it is this process' own.
+    fn own(slot: &mut Option<SpillFile>) -> Option<&mut SpillFile> {
+        slot.as_mut()
+            .filter(|file| file.process == sys::process_id())
+    }
 }
 
 impl Extent {
@@ -108,43 +116,40 @@ impl SpillArea {
         SpillArea {
             dir,
             limit_bytes,
-            file: Mutex::new(None),
+            file: WholeMutex::new(None),
         }
     }
 
-    fn with_file<T>(
-        &self,
-        use_file: impl FnOnce(&mut SpillFile) -> io::Result<T>,
-    ) -> io::Result<T> {
+    /// Uses this process' file, made now if there is none yet.
+    fn with_file<T>(&self, use_file: impl FnOnce(&mut SpillFile) -> T) -> io::Result<T> {
         // Callers are in a client's scope; the book of free space is not theirs.
-        untracked(|| self.with_file_untracked(use_file))
-    }
-
-    fn with_file_untracked<T>(
-        &self,
-        use_file: impl FnOnce(&mut SpillFile) -> io::Result<T>,
-    ) -> io::Result<T> {
-        let mut slot = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        let process = sys::process_id();
-        let file = match &mut *slot {
-            Some(file) if file.process == process => file,
-            none => none.insert(SpillFile {
+        untracked(|| {
+            if let Some(file) = SpillFile::own(&mut self.file.lock()) {
+                return Ok(use_file(file));
+            }
+            // Not under the lock. If two make one, one of them is used.
+            let made = SpillFile {
                 file: Arc::new(sys::spill_file(&self.dir)?),
                 space: Space::default(),
-                process,
-            }),
-        };
-        use_file(file)
+                process: sys::process_id(),
+            };
+            let mut slot = self.file.lock();
+            if SpillFile::own(&mut slot).is_none() {
+                *slot = Some(made);
+            }
+            SpillFile::own(&mut slot)
+                .map(use_file)
+                .ok_or_else(|| io::Error::other("the spill file is gone"))
+        })
     }
 
     /// Writes a block out. On any error the area is as it was.
     pub(super) fn write(&self, bytes: &[u8]) -> io::Result<Extent> {
+        let len = bytes.len() as u64;
         let (file, extent) = self.with_file(|SpillFile { file, space, .. }| {
-            let extent = space
-                .take(bytes.len() as u64, self.limit_bytes)
-                .ok_or_else(|| io::Error::from(io::ErrorKind::StorageFull))?;
-            Ok((Arc::clone(file), extent))
+            (Arc::clone(file), space.take(len, self.limit_bytes))
         })?;
+        let extent = extent.ok_or_else(|| io::Error::from(io::ErrorKind::StorageFull))?;
         let written = sys::write_at(&file, extent.offset, bytes).and_then(|()| file.sync_data());
         match written {
             Ok(()) => {
@@ -163,7 +168,7 @@ impl SpillArea {
         if extent.is_inherited() {
             return Err(io::Error::other("spilled before the process was forked"));
         }
-        let file = self.with_file(|SpillFile { file, .. }| Ok(Arc::clone(file)))?;
+        let file = self.with_file(|SpillFile { file, .. }| Arc::clone(file))?;
         sys::read_at(&file, extent.offset, bytes)
     }
 
@@ -172,11 +177,13 @@ impl SpillArea {
         if extent.is_inherited() {
             return;
         }
-        let freed = self.with_file(|SpillFile { file, space, .. }| {
-            sys::punch_hole(file, extent.offset, extent.len);
-            space.give(extent);
-            Ok(())
-        });
+        let freed = self
+            .with_file(|SpillFile { file, .. }| Arc::clone(file))
+            .and_then(|file| {
+                // Before anybody else can have the place.
+                sys::punch_hole(&file, extent.offset, extent.len);
+                self.with_file(|SpillFile { space, .. }| space.give(extent))
+            });
         debug_assert!(freed.is_ok(), "an extent comes from a file that exists");
     }
 
@@ -187,11 +194,7 @@ impl SpillArea {
 
     /// Bytes of the file in use.
     pub(super) fn used_bytes(&self) -> u64 {
-        let slot = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = slot
-            .as_ref()
-            .filter(|file| file.process == sys::process_id());
-        own.map_or(0, |file| {
+        SpillFile::own(&mut self.file.lock()).map_or(0, |file| {
             file.space.end - file.space.free.values().sum::<u64>()
         })
     }

@@ -21,11 +21,10 @@ use crate::registry::budget::{MAX_TIERS, Refusal};
 use crate::registry::events::EventKind;
 use crate::registry::rungs::Rung;
 use crate::registry::slot::{Slot, State};
-use crate::sync::{MutexGuard, Ordering};
+use crate::sync::Ordering;
 use crate::sys;
 use core::time::Duration;
 use std::collections::HashSet;
-use std::sync::TryLockError;
 
 /// Under pressure the reclaimer looks again after this long, and after twice
 /// as long each time that it gained nothing.
@@ -71,6 +70,28 @@ impl PressureState {
         }
     }
 
+    /// What a forked child takes over: not the thread that makes the calls. It
+    /// looks at once who is short; the parent may have been about to.
+    pub(super) fn inherit(&mut self) -> PressureState {
+        PressureState {
+            callers: Callers::default(),
+            sources: core::mem::take(&mut self.sources),
+            stopped: core::mem::take(&mut self.stopped),
+            tried: core::mem::take(&mut self.tried),
+            watermarks: self.watermarks.clone(),
+            pace: Some(FIRST_PACE),
+            ..*self
+        }
+    }
+
+    /// For a forked child to which nothing of it has come.
+    pub(super) fn anew(watermarks: Watermarks) -> PressureState {
+        PressureState {
+            pace: Some(FIRST_PACE),
+            ..PressureState::new(watermarks, Vec::new())
+        }
+    }
+
     pub(super) fn has_sources(&self) -> bool {
         !self.sources.is_empty()
     }
@@ -98,16 +119,6 @@ impl Desk {
         tree.set_alarm(self.ladder.watermarks.high_bytes(tree.root.limit()));
     }
 
-    /// What is remembered, if nobody is at it. A clock of the host's making may
-    /// have panicked under the lock: what was remembered then is good enough.
-    pub(super) fn try_pressure(&self) -> Option<MutexGuard<'_, PressureState>> {
-        match self.pressure.try_lock() {
-            Ok(state) => Some(state),
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
-    }
-
     fn count_failed_source(&self) {
         self.shared
             .counts
@@ -118,11 +129,11 @@ impl Desk {
     /// Looks at who is short and what the sources say, and does what that asks
     /// for. `pressed`: also for what clients above their soft limit ask.
     pub(super) fn relieve(&self, pressed: bool) {
-        let Some(mut state) = self.try_pressure() else {
-            // Somebody is at it, possibly this very thread, further up.
-            return;
-        };
-        let state = &mut *state;
+        // Otherwise somebody is at it, possibly this very thread, further up.
+        self.with_pressure(|state| self.relieve_with(state, pressed));
+    }
+
+    fn relieve_with(&self, state: &mut PressureState, pressed: bool) {
         let mut gained = 0;
         if pressed {
             gained += self.relieve_soft_limits(state);

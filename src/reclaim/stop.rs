@@ -120,6 +120,19 @@ impl Desk {
         ladder::borrowers(goal, candidates)
     }
 
+    /// In a forked child that does not know who was asked to stop.
+    pub(super) fn let_everybody_go_on(&self) {
+        let clients: Vec<Client> = self
+            .shared
+            .names()
+            .values()
+            .filter_map(|&id| Client::with_id(id))
+            .collect();
+        for client in clients {
+            client.slot().ask_to_stop(false);
+        }
+    }
+
     /// The pressure is over.
     pub(super) fn let_all_go_on(&self, state: &mut PressureState) {
         for mut stopped in state.stopped.drain(..) {

@@ -8,13 +8,14 @@ use super::options::{Intervals, Ladder};
 use super::pressure::{PressureSource, PressureWaker};
 use super::purge::Purge;
 use crate::client::untracked;
+use crate::ledger::whole::WholeMutex;
 use crate::memory::Shared;
 use crate::registry::bell::Call;
 use crate::sync::{Mutex, MutexGuard, PoisonError};
 use crate::sys;
 use core::fmt;
 use core::time::Duration;
-use std::sync::Arc;
+use std::sync::{Arc, TryLockError};
 use std::thread::JoinHandle;
 
 /// When each kind of work was last done, by the memory's clock.
@@ -42,20 +43,24 @@ pub(super) struct Desk {
     pub(super) purge: Option<Box<dyn Purge>>,
     /// Whether a thread of its own does the work.
     pub(super) background: bool,
-    last: Mutex<Done>,
-    pub(super) pressure: Mutex<PressureState>,
+    last: WholeMutex<Done>,
+    pressure: WholeMutex<Arc<Memo>>,
+}
+
+/// What is remembered of the pressure, and the process that does. It is locked
+/// while callbacks and sources of the host's run: a fork cannot wait for that,
+/// and the child begins a memo of its own.
+struct Memo {
+    process: u32,
+    state: Mutex<PressureState>,
 }
 
 /// A memory's reclaimer, with or without a thread.
 pub(crate) struct Reclaimer {
     desk: Arc<Desk>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    thread: WholeMutex<Option<JoinHandle<()>>>,
     /// The process that started the thread: a forked child has none to join.
     process: u32,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Reclaimer {
@@ -69,12 +74,12 @@ impl Reclaimer {
             ladder: plan.ladder,
             purge: plan.purge,
             background,
-            last: Mutex::new(Done {
+            last: WholeMutex::new(Done {
                 reclaim: now,
                 sample: now,
                 watch: now,
             }),
-            pressure: Mutex::new(pressure),
+            pressure: WholeMutex::new(Arc::new(Memo::new(pressure))),
         });
         desk.arm();
         desk.shared.tree.bell.staff(background);
@@ -95,14 +100,16 @@ impl Reclaimer {
         }
         Reclaimer {
             desk,
-            thread: Mutex::new(thread),
+            thread: WholeMutex::new(thread),
             process: sys::process_id(),
         }
     }
 
     pub(crate) fn has_thread(&self) -> bool {
         self.process == sys::process_id()
-            && lock(&self.thread)
+            && self
+                .thread
+                .lock()
                 .as_ref()
                 .is_some_and(|thread| !thread.is_finished())
     }
@@ -110,15 +117,14 @@ impl Reclaimer {
     /// Does what is due, on the reclaimer thread if there is one, and waits
     /// until it is done.
     pub(crate) fn tick(&self) {
-        let own_thread = lock(&self.thread)
+        let own_thread = self
+            .thread
+            .lock()
             .as_ref()
             .is_some_and(|thread| thread.thread().id() == std::thread::current().id());
         if !self.has_thread() || own_thread {
             let bell = &self.desk.shared.tree.bell;
-            // In a forked child the bell may have been left locked.
-            let is_ours = self.process == sys::process_id();
-            let pressed = is_ours && bell.take_pressed();
-            self.desk.work(pressed, bell.take_alarm());
+            self.desk.work(bell.take_pressed(), bell.take_alarm());
             return;
         }
         self.desk.shared.tree.bell.ask_and_wait();
@@ -131,7 +137,7 @@ impl Reclaimer {
 
     /// Stops the thread and waits for its end, unless this is it.
     pub(crate) fn stop(&self) {
-        let Some(thread) = lock(&self.thread).take() else {
+        let Some(thread) = self.thread.lock().take() else {
             return;
         };
         if self.process != sys::process_id() {
@@ -174,11 +180,59 @@ impl Drop for Gone<'_> {
     }
 }
 
-impl Desk {
-    fn let_go(&self) {
-        if let Some(mut state) = self.try_pressure() {
-            self.let_all_go_on(&mut state);
+impl Memo {
+    fn new(state: PressureState) -> Memo {
+        Memo {
+            process: sys::process_id(),
+            state: Mutex::new(state),
         }
+    }
+
+    /// A clock of the host's making may have panicked under the lock: what was
+    /// remembered then is good enough.
+    fn lock(&self) -> MutexGuard<'_, PressureState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn try_lock(&self) -> Option<MutexGuard<'_, PressureState>> {
+        match self.state.try_lock() {
+            Ok(state) => Some(state),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+}
+
+impl Desk {
+    /// What this process remembers of the pressure.
+    fn memo(&self) -> Arc<Memo> {
+        let mut memo = self.pressure.lock();
+        if memo.process != sys::process_id() {
+            let inherited = memo.try_lock().map(|mut state| state.inherit());
+            let state = inherited.unwrap_or_else(|| {
+                // Whoever climbed is gone, and what it knew with it: whom it had
+                // asked to stop, and the sources.
+                self.let_everybody_go_on();
+                PressureState::anew(self.ladder.watermarks.clone())
+            });
+            // Not dropped: it may be in the middle of a change.
+            core::mem::forget(core::mem::replace(&mut *memo, Arc::new(Memo::new(state))));
+        }
+        Arc::clone(&memo)
+    }
+
+    /// Uses what is remembered of the pressure, if nobody is at it.
+    pub(super) fn with_pressure<T>(
+        &self,
+        use_state: impl FnOnce(&mut PressureState) -> T,
+    ) -> Option<T> {
+        let memo = self.memo();
+        let mut state = memo.try_lock()?;
+        Some(use_state(&mut state))
+    }
+
+    fn let_go(&self) {
+        self.with_pressure(|state| self.let_all_go_on(state));
     }
 
     /// The thread's whole life.
@@ -188,7 +242,7 @@ impl Desk {
         untracked(|| {
             let tree = Arc::clone(&self.shared.tree);
             let waker = PressureWaker::new(move || tree.bell.alarm());
-            lock(&self.pressure).start_watching(self, &waker);
+            self.memo().lock().start_watching(self, &waker);
         });
         while let Call::Work {
             asked,
@@ -203,11 +257,12 @@ impl Desk {
 
     fn time_to_next(&self) -> Duration {
         let now = self.shared.now();
-        let last = *lock(&self.last);
+        let last = *self.last.lock();
         let due = |last: Duration, interval| last.saturating_add(interval).saturating_sub(now);
         let mut next =
             due(last.reclaim, self.intervals.reclaim).min(due(last.sample, self.intervals.sample));
-        let pressure = lock(&self.pressure);
+        let memo = self.memo();
+        let pressure = memo.lock();
         if pressure.has_sources() {
             next = next.min(due(last.watch, self.intervals.watch));
         }
@@ -219,7 +274,7 @@ impl Desk {
     fn work(&self, pressed: bool, alarmed: bool) -> bool {
         let now = self.shared.now();
         let (reclaim, sample, watch) = {
-            let mut last = lock(&self.last);
+            let mut last = self.last.lock();
             let due = |last: &mut Duration, interval| {
                 let is_due = now.saturating_sub(*last) >= interval;
                 if is_due {
@@ -236,8 +291,8 @@ impl Desk {
         // Not a wait: a client's reclaimer may have called us, in the middle of
         // it all.
         let is_pressed = self
-            .try_pressure()
-            .is_some_and(|pressure| pressure.pace().is_some());
+            .with_pressure(|pressure| pressure.pace().is_some())
+            .unwrap_or_default();
         let relieve = pressed || alarmed || is_pressed;
         untracked(|| {
             if reclaim {

@@ -4,6 +4,9 @@
 //! Plain blocking locks, but for [`Bell::alarm`], which is all of this that an
 //! allocation may touch: an atomic flag, and an unpark of the reclaimer (a
 //! futex on Linux: it neither waits nor allocates).
+//!
+//! The locks are only for those who wait for a reclaimer's thread and for that
+//! thread. A forked child has none, and leaves them alone: they may be taken.
 
 use crate::sync::{AtomicBool, AtomicU32, Condvar, Mutex, MutexGuard, Ordering, PoisonError};
 use crate::sys;
@@ -18,8 +21,6 @@ struct Orders {
     /// Rounds of due work asked for, and done.
     asked: u64,
     done: u64,
-    /// Somebody above a soft limit waits for relief.
-    pressed: bool,
     /// Times that relief was tried.
     relieved: u64,
 }
@@ -46,6 +47,8 @@ pub(crate) struct Bell {
     changed: Condvar,
     /// Somebody is short of memory. Set by allocations.
     alarm: AtomicBool,
+    /// Somebody above a soft limit waits for relief.
+    pressed: AtomicBool,
     /// The reclaimer's thread, to be woken.
     listener: OnceLock<Thread>,
     /// The process in which a reclaimer thread listens; 0 if none does. A
@@ -84,20 +87,17 @@ impl Bell {
     pub(crate) fn listen(&self, patience: Duration) -> Call {
         let until = Instant::now().checked_add(patience);
         loop {
-            let mut orders = self.lock();
+            let orders = self.lock();
             if orders.stop {
                 return Call::Stop;
             }
             let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-            let alarmed = self.alarm.swap(false, Ordering::Acquire);
-            if alarmed
-                || orders.pressed
-                || orders.asked > orders.done
-                || left == Some(Duration::ZERO)
-            {
+            let alarmed = self.take_alarm();
+            let pressed = self.take_pressed();
+            if alarmed || pressed || orders.asked > orders.done || left == Some(Duration::ZERO) {
                 return Call::Work {
                     asked: orders.asked,
-                    pressed: core::mem::take(&mut orders.pressed),
+                    pressed,
                     alarmed,
                 };
             }
@@ -142,7 +142,7 @@ impl Bell {
 
     /// Asks for relief, without waiting.
     pub(crate) fn press(&self) {
-        self.lock().pressed = true;
+        self.pressed.store(true, Ordering::Release);
         self.wake();
     }
 
@@ -161,7 +161,7 @@ impl Bell {
 
     /// Takes a request for relief away, to answer it.
     pub(crate) fn take_pressed(&self) -> bool {
-        core::mem::take(&mut self.lock().pressed)
+        self.pressed.swap(false, Ordering::Acquire)
     }
 
     /// Asks for relief and waits until it was tried, for `patience` at most.
@@ -177,10 +177,9 @@ impl Bell {
     /// Waits until relief was tried more often than `before`, for `patience` at
     /// most; asks for it first if `press` is set.
     pub(crate) fn await_relief(&self, before: u64, patience: Duration, press: bool) {
-        let mut orders = self.lock();
+        let orders = self.lock();
         if press {
-            orders.pressed = true;
-            self.wake();
+            self.press();
         }
         let _orders = self
             .changed

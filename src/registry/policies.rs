@@ -4,7 +4,7 @@
 use super::budget::{MAX_TIERS, UNLIMITED};
 use super::slot::Limits;
 use super::tier::{Enforcement, Limit, SubscriptionTier, Tier, TierPolicy};
-use crate::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use crate::ledger::whole::{WholeMutex, WholeMutexGuard, WholeRwLock};
 use std::sync::Arc;
 
 /// A configuration that cannot work. Nothing was changed.
@@ -148,8 +148,8 @@ pub(crate) struct NamedPolicy {
 pub(crate) struct Policies {
     pub(crate) usable_bytes: u64,
     pub(crate) headroom_bytes: u64,
-    tiers: RwLock<Vec<NamedPolicy>>,
-    changing: Mutex<()>,
+    tiers: WholeRwLock<Vec<NamedPolicy>>,
+    changing: WholeMutex<()>,
 }
 
 /// The largest amount that a configuration may name.
@@ -164,18 +164,18 @@ impl Policies {
         Policies {
             usable_bytes,
             headroom_bytes,
-            tiers: RwLock::new(tiers.into()),
-            changing: Mutex::new(()),
+            tiers: WholeRwLock::new(tiers.into()),
+            changing: WholeMutex::new(()),
         }
     }
 
     /// Held while a client's tier or limits change: one change at a time.
-    pub(crate) fn change(&self) -> MutexGuard<'_, ()> {
-        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn change(&self) -> WholeMutexGuard<'_, ()> {
+        self.changing.lock()
     }
 
     fn read<T>(&self, use_tiers: impl FnOnce(&[NamedPolicy]) -> T) -> T {
-        use_tiers(&self.tiers.read().unwrap_or_else(PoisonError::into_inner))
+        use_tiers(&self.tiers.read())
     }
 
     /// All tiers, in the order of their places in the tree.
@@ -208,7 +208,7 @@ impl Policies {
     ) -> Result<(usize, u64), ConfigError> {
         let aggregate = self.amount("the tier's aggregate limit", policy.aggregate)?;
         self.limits(&policy, &ClientOptions::new(tier.clone()))?;
-        let mut tiers = self.tiers.write().unwrap_or_else(PoisonError::into_inner);
+        let mut tiers = self.tiers.write();
         let known = tiers.iter().position(|known| *known.name == *tier.name());
         let place = match known {
             Some(place) => place,

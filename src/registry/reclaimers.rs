@@ -5,6 +5,7 @@
 
 use super::slot::{Slot, State};
 use crate::client::ClientId;
+use crate::ledger::whole::WholeMutex;
 use crate::sync::{AtomicBool, AtomicU32, Mutex, MutexGuard, Ordering, PoisonError};
 use core::fmt;
 use core::time::Duration;
@@ -140,13 +141,9 @@ impl Entry {
 
 /// See the module's description.
 #[derive(Default)]
-pub(crate) struct Reclaimers(Mutex<Vec<Arc<Entry>>>);
+pub(crate) struct Reclaimers(WholeMutex<Vec<Arc<Entry>>>);
 
 impl Reclaimers {
-    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Entry>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     pub(crate) fn add(
         &self,
         slot: &'static Slot,
@@ -162,12 +159,12 @@ impl Reclaimers {
             strikes: AtomicU32::new(0),
             resting: AtomicU32::new(0),
         });
-        self.lock().push(Arc::clone(&entry));
+        self.0.lock().push(Arc::clone(&entry));
         entry
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.lock().is_empty()
+        self.0.lock().is_empty()
     }
 
     /// Whether one of the client's caches would be asked now.
@@ -175,12 +172,12 @@ impl Reclaimers {
         let would = |entry: &Arc<Entry>| {
             core::ptr::eq(entry.slot, slot) && !entry.is_gone() && !entry.is_resting()
         };
-        self.lock().iter().any(would)
+        self.0.lock().iter().any(would)
     }
 
     /// All that are there, after those that are gone were let go.
     pub(crate) fn all(&self) -> Vec<Arc<Entry>> {
-        let mut entries = self.lock();
+        let mut entries = self.0.lock();
         let gone: Vec<Arc<Entry>> = entries.extract_if(.., |entry| entry.is_gone()).collect();
         let all = entries.clone();
         drop(entries);
