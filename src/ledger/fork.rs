@@ -50,7 +50,7 @@ impl Cold {
                 table.cold.store(depth + 1, Ordering::Relaxed);
                 fence(Ordering::SeqCst);
                 // A thread that came in before it had a table is inside already.
-                while depth == 0 && DEPTH.get() == 0 && must_wait() {
+                while depth == 0 && must_wait() && DEPTH.get() == 0 {
                     table.cold.store(0, Ordering::Release);
                     sys::yield_now();
                     table.cold.store(1, Ordering::Relaxed);

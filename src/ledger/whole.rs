@@ -58,6 +58,11 @@ impl<T> WholeRwLock<T> {
         WholeRwLock(RwLock::new(value))
     }
 
+    /// The value, which nobody else knows of.
+    pub(crate) fn get_mut(&mut self) -> &mut T {
+        self.0.get_mut().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// As [`WholeMutex::lock`], to read.
     pub(crate) fn read(&self) -> WholeReadGuard<'_, T> {
         Whole::take(|| self.0.read())

@@ -174,6 +174,11 @@ impl Policies {
         self.changing.lock()
     }
 
+    /// All tiers, as long as nobody else knows of them.
+    pub(crate) fn first(&mut self) -> &[NamedPolicy] {
+        self.tiers.get_mut()
+    }
+
     fn read<T>(&self, use_tiers: impl FnOnce(&[NamedPolicy]) -> T) -> T {
         use_tiers(&self.tiers.read())
     }

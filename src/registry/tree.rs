@@ -57,9 +57,9 @@ pub(crate) struct Tree {
 
 impl Tree {
     pub(crate) fn new(usable: u64, headroom: u64) -> Tree {
-        let policies = Policies::new(usable, headroom);
+        let mut policies = Policies::new(usable, headroom);
         let tiers = [const { Node::new(UNLIMITED) }; MAX_TIERS];
-        for (tier, node) in policies.all().iter().zip(&tiers) {
+        for (tier, node) in policies.first().iter().zip(&tiers) {
             node.set_precedence(tier.policy.precedence);
         }
         Tree {
