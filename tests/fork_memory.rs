@@ -114,6 +114,38 @@ fn a_child_goes_on_with_whatever_other_threads_did_with_the_memory() {
     assert_eq!(client.usage().live_bytes, 0);
 }
 
+/// Notes what a lock of `std` shows while it is held.
+struct Watches {
+    holds: Sender<()>,
+    text: String,
+}
+
+impl std::fmt::Write for Watches {
+    fn write_str(&mut self, part: &str) -> std::fmt::Result {
+        self.text.push_str(part);
+        if part == "data" {
+            let _ = self.holds.send(());
+        }
+        Ok(())
+    }
+}
+
+/// Somebody may be printing it when another thread forks, however slowly.
+#[test]
+#[serial]
+fn a_pin_is_printed_without_a_lock() {
+    let (memory, _) = common::timed(1 << 30, |builder| builder);
+    memory.add_client("c", SubscriptionTier::Premium).unwrap();
+    let block = memory.allocate_for_client("c", LEN).unwrap();
+    let pin = block.pin().unwrap();
+    let (holds, held) = channel();
+    let text = String::new();
+    let mut watches = Watches { holds, text };
+    std::fmt::Write::write_fmt(&mut watches, format_args!("{pin:?}")).unwrap();
+    assert!(watches.text.contains("whereabouts"), "{}", watches.text);
+    assert!(held.try_recv().is_err(), "{}", watches.text);
+}
+
 /// Says that it is being read, and does not come back before it may.
 struct Waits {
     is_read: Sender<()>,

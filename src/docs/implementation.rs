@@ -24,7 +24,7 @@
 //!
 //! Three rules keep the allocator out of trouble. It never allocates from
 //! itself: tables, leaves and slots are mapped from the system. It never calls
-//! the inner allocator under a lock. And it takes a second slot's lock only
+//! the inner allocator under a lock that an allocation takes. And it takes a second slot's lock only
 //! upwards, a request budget's before its client's.
 //!
 //! # The way of an allocation

@@ -195,3 +195,7 @@
 //! - A process that has used up all `pthread` keys works without accounts: each
 //!   call takes the client's lock.
 //! - `vfork`, and `clone` without the C library, bypass the hooks around `fork`.
+//! - An inner allocator that registers fork handlers of its own, which take its
+//!   locks, only after the first [`Memory`](crate::Memory) was built may make
+//!   `fork` wait for ever. Those that do so when they are first used are no
+//!   problem.

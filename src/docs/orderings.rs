@@ -113,7 +113,7 @@
 //! | | cells | `Relaxed` | whoever passes a block to another thread orders the two already |
 //! | `memory/block.rs` | `pins` | counted under the lock; down with `Release`, the reclaimer reads with `Acquire` | no pin means that all writes through pins are seen |
 //! | | `idle_since`, `resident_bytes` | `Relaxed` | figures |
-//! | | `is_paid` | `Relaxed` | the mover's while the block is on its way; read by whoever ends the move, the mover or a child after the fork |
+//! | | `is_owed` | `Relaxed` | the mover's while the block is on its way; read by whoever ends the move, the mover or a child after the fork |
 //! | `registry/bell.rs` | `alarm`, `pressed` | `Release` / `Acquire` | the reclaimer sees why it was called |
 //! | `sys/unix.rs` | the state of the `membarrier` registration | `Relaxed` | each thread may find out by itself |
 //! | | the exit hook | `Release` / `Acquire` | one function, stored before the key is armed |

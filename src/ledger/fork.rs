@@ -27,14 +27,15 @@ static TABLELESS: AtomicU32 = AtomicU32::new(0);
 thread_local! {
     /// How deep the thread is in the cold path without a table.
     static DEPTH: Cell<u32> = const { Cell::new(0) };
-    /// Whether the thread is forking: then it waits for nobody, least of all
-    /// for itself. Fork handlers of other libraries may allocate.
-    static FORKER: Cell<bool> = const { Cell::new(false) };
+    /// How many times over the thread is forking, by the handlers that have run:
+    /// then it waits for nobody, least of all for itself. Fork handlers of other
+    /// libraries may allocate.
+    static FORKER: Cell<u32> = const { Cell::new(0) };
 }
 
 /// Whether another thread is forking.
 fn must_wait() -> bool {
-    FORKING.load(Ordering::SeqCst) && !FORKER.get()
+    FORKING.load(Ordering::SeqCst) && FORKER.get() == 0
 }
 
 /// Proof that the calling thread is inside the cold path.
@@ -94,7 +95,8 @@ impl Drop for Cold {
     }
 }
 
-/// Arranges for all of this, once in a process.
+/// Arranges for all of this, once in a process: before the first thread has an
+/// account.
 pub(crate) fn install() {
     static INSTALLED: AtomicBool = AtomicBool::new(false);
     if !INSTALLED.swap(true, Ordering::Relaxed) {
@@ -102,12 +104,33 @@ pub(crate) fn install() {
     }
 }
 
+/// Arranges for it again, once in a process: before there are locks under which
+/// the heap is used ([`super::whole`]).
+///
+/// What is registered last is prepared first. A heap that keeps itself whole
+/// across a fork takes its own locks in a handler, which it may have registered
+/// after [`install`], when it was first used; a thread in the cold path that
+/// needs them would never get out of it. It has been used by now.
+pub(crate) fn install_before_the_heap() {
+    static INSTALLED: AtomicBool = AtomicBool::new(false);
+    if !INSTALLED.load(Ordering::Acquire) {
+        drop(core::hint::black_box(Box::new(0_u64)));
+        if !INSTALLED.swap(true, Ordering::AcqRel) {
+            sys::on_fork(prepare, resume_parent, resume_child);
+        }
+    }
+}
+
 unsafe extern "C" fn prepare() {
+    let times = FORKER.get();
+    FORKER.set(times + 1);
+    if times > 0 {
+        return;
+    }
     // Two threads may fork at once: one after the other.
     while FORKING.swap(true, Ordering::SeqCst) {
         sys::yield_now();
     }
-    FORKER.set(true);
     fence(Ordering::SeqCst);
     let busy = || {
         TABLELESS.load(Ordering::Acquire) != 0
@@ -118,14 +141,26 @@ unsafe extern "C" fn prepare() {
     }
 }
 
+/// Whether this is the last of as many handlers as have prepared the fork.
+fn is_over() -> bool {
+    let left = FORKER.get() - 1;
+    FORKER.set(left);
+    left == 0
+}
+
 unsafe extern "C" fn resume_parent() {
-    FORKER.set(false);
+    if !is_over() {
+        return;
+    }
     FORKING.store(false, Ordering::SeqCst);
 }
 
 unsafe extern "C" fn resume_child() {
+    if !is_over() {
+        return;
+    }
     debug_assert!(!table::idle_is_locked());
-    FORKER.set(false);
+    sys::is_forked();
     // A thread that was kept out may have been announcing itself anew, and
     // nobody is left to take that back.
     TABLELESS.store(0, Ordering::SeqCst);

@@ -1,21 +1,23 @@
 //! Locks that a forked child finds free: whoever holds one is in the cold path,
 //! and `fork` waits until nobody is ([`super::fork`]).
 //!
-//! For sections that are short and wait for nothing but further such locks. All
-//! that the other threads of the process do in the cold path waits for a fork,
-//! and so for whoever holds one of these.
+//! For sections that are short and wait for nothing but further such locks and
+//! the heap, whose own fork handlers come after ours. All that the other threads
+//! of the process do in the cold path waits for a fork, and so for whoever holds
+//! one of these.
 
 use super::fork::Cold;
 use super::thread;
 use crate::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use core::fmt;
 use core::ops::{Deref, DerefMut};
 
 /// A mutex that is never locked in a child at birth.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct WholeMutex<T>(Mutex<T>);
 
 /// A reader-writer lock that is never locked in a child at birth.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct WholeRwLock<T>(RwLock<T>);
 
 /// What is locked, and proof that no fork begins before it is free.
@@ -71,6 +73,20 @@ impl<T> WholeRwLock<T> {
     /// As [`WholeMutex::lock`], to write.
     pub(crate) fn write(&self) -> WholeWriteGuard<'_, T> {
         Whole::take(|| self.0.write())
+    }
+}
+
+// What is locked is not shown: to look at it would take the lock outside the
+// cold path, and the writer may be anything.
+impl<T> fmt::Debug for WholeMutex<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WholeMutex").finish_non_exhaustive()
+    }
+}
+
+impl<T> fmt::Debug for WholeRwLock<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WholeRwLock").finish_non_exhaustive()
     }
 }
 

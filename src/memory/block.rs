@@ -109,8 +109,9 @@ pub(crate) struct BlockState {
     len: usize,
     shared: Arc<Shared>,
     whereabouts: WholeMutex<Whereabouts>,
-    /// Whether bytes that are on their way back have been charged.
-    is_paid: AtomicBool,
+    /// Whether the owner has been charged for bytes that are not there, and gets
+    /// them back when the move ends.
+    is_owed: AtomicBool,
     /// Changed under the lock of `whereabouts` only.
     owner: WholeMutex<Client>,
     pins: AtomicU32,
@@ -135,7 +136,7 @@ impl BlockState {
             len,
             shared,
             whereabouts: WholeMutex::new(Whereabouts::At(Place::Resident)),
-            is_paid: AtomicBool::new(false),
+            is_owed: AtomicBool::new(false),
             owner: WholeMutex::new(client),
             pins: AtomicU32::new(0),
             idle_since: AtomicU64::new(now.as_nanos() as u64),
@@ -191,11 +192,11 @@ impl BlockState {
         }
     }
 
-    /// The end of a move. What was charged for bytes that have not come after
-    /// all is refunded.
+    /// The end of a move, after bytes that have no place here are given up: only
+    /// then does the owner get them back.
     fn arrive(&self, whereabouts: &mut Whereabouts, at: Place) {
         *whereabouts = Whereabouts::At(at);
-        if self.is_paid.swap(false, Ordering::Relaxed) {
+        if self.is_owed.swap(false, Ordering::Relaxed) {
             settle::refund_block(self.slot(), self.len as u64, 0);
         }
     }
@@ -298,14 +299,14 @@ impl BlockState {
 
     /// Charges the bytes of a spilled block, reads them, and counts a pin.
     fn bring_back(&self, mut moving: Moving<'_>, extent: &Extent) -> Result<(), PinError> {
-        self.charge(|| self.is_paid.store(true, Ordering::Relaxed))?;
+        self.charge(|| self.is_owed.store(true, Ordering::Relaxed))?;
         let began = Instant::now();
         // SAFETY: the block was spilled, so no pin lives, and none can be
         // counted while it moves: the bytes are ours.
         let bytes = unsafe { self.pages.bytes_mut() };
         self.shared.spill().read(extent, bytes)?;
         moving.pass(Place::Resident, || {
-            self.is_paid.store(false, Ordering::Relaxed);
+            self.is_owed.store(false, Ordering::Relaxed);
             self.pins.fetch_add(1, Ordering::Relaxed);
         });
         self.shared.spill().free(extent);
@@ -336,6 +337,8 @@ impl BlockState {
     pub(super) fn unpin(&self) {
         let now = self.shared.now().as_nanos() as u64;
         self.idle_since.store(now, Ordering::Relaxed);
+        // A fork comes before both counts or after.
+        let _cold = Cold::enter(thread::attached());
         // Release: the reclaimer, which loads with Acquire, sees all writes.
         if self.pins.fetch_sub(1, Ordering::Release) == 1 {
             self.count_idle(1);
@@ -418,7 +421,7 @@ impl BlockState {
         };
         moving.pass(to, || {
             self.count_idle(-1);
-            settle::refund_block(self.slot(), self.len as u64, 0);
+            self.is_owed.store(true, Ordering::Relaxed);
             self.resident_bytes.store(0, Ordering::Relaxed);
         });
         done
@@ -524,8 +527,9 @@ pub struct MemoryBlock {
 // thread; `BlockState` is `Send + Sync`.
 unsafe impl Send for MemoryBlock {}
 // SAFETY: `&MemoryBlock` gives `&[u8]` only (through `pin`); `&mut [u8]` takes
-// `&mut MemoryBlock`. The reclaimer writes to unpinned blocks alone, under the
-// lock that pins are counted under.
+// `&mut MemoryBlock`. The reclaimer, and a pin that brings bytes back, touch them
+// only while the block is `Moving`: that begins without a pin, under the lock that
+// pins are counted under, and none is counted before it has ended.
 unsafe impl Sync for MemoryBlock {}
 
 impl MemoryBlock {

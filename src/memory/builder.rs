@@ -6,6 +6,7 @@ use super::shared::Shared;
 use super::spill::SpillArea;
 use crate::client::untracked;
 use crate::clock::{Clock, SystemClock};
+use crate::ledger::fork;
 use crate::reclaim::pressure::PressureSource;
 use crate::reclaim::purge::Purge;
 use crate::reclaim::{Intervals, Ladder, Plan, Reclaimer};
@@ -221,6 +222,7 @@ impl MemoryBuilder {
     }
 
     pub(super) fn build_unchecked(self) -> Result<Memory, ConfigError> {
+        fork::install_before_the_heap();
         let usable = Limit::Share(self.usable)
             .resolve(self.total_bytes)
             .unwrap_or(self.total_bytes);

@@ -237,7 +237,8 @@ impl Shared {
                 Orphans::adopt(client);
             }
         }
-        for client in self.lock_retired().drain(..) {
+        let retired = core::mem::take(&mut *self.lock_retired());
+        for client in retired {
             if !client.try_close() {
                 Orphans::adopt(client);
             }

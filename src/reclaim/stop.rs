@@ -122,13 +122,13 @@ impl Desk {
 
     /// In a forked child that does not know who was asked to stop.
     pub(super) fn let_everybody_go_on(&self) {
-        let clients: Vec<Client> = self
+        let named: Vec<Client> = self
             .shared
             .names()
             .values()
             .filter_map(|&id| Client::with_id(id))
             .collect();
-        for client in clients {
+        for client in named.iter().chain(&self.shared.retired()) {
             client.slot().ask_to_stop(false);
         }
     }

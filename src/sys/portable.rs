@@ -102,6 +102,9 @@ pub(crate) fn yield_now() {
     std::thread::yield_now();
 }
 
+/// There is no `fork`.
+pub(crate) fn is_forked() {}
+
 /// Tells a forked child from its parent.
 pub(crate) fn process_id() -> u32 {
     std::process::id()

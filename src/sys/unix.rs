@@ -2,7 +2,7 @@
 //! `O_TMPFILE`, `fallocate`).
 
 use super::{Part, Roused, render};
-use crate::sync::{AtomicU8, Ordering, fence};
+use crate::sync::{AtomicU8, AtomicU32, Ordering, fence};
 use core::ptr::{self, NonNull};
 use std::fs::File;
 use std::io;
@@ -225,7 +225,17 @@ pub(crate) fn yield_now() {
 
 /// Tells a forked child from its parent.
 pub(crate) fn process_id() -> u32 {
-    std::process::id()
+    // Linux has fewer than 2^22 of them.
+    std::process::id() ^ (GENERATION.load(Ordering::Relaxed) << 22)
+}
+
+/// Forks that lie between this process and the first: a child may have the id
+/// that its parent's parent had, or in another namespace its parent's own.
+static GENERATION: AtomicU32 = AtomicU32::new(0);
+
+/// Called in a forked child.
+pub(crate) fn is_forked() {
+    GENERATION.fetch_add(1, Ordering::Relaxed);
 }
 
 /// Resident set of the process in bytes, where the system tells it.
