@@ -111,7 +111,7 @@
 //! | `registry/events.rs` | `stamp` | claimed with `Acquire`, release fence; even with `Release`; read with `Acquire`, acquire fence | a seqlock a record; a writer that meets another gives up its own |
 //! | `owner/page_map.rs` | leaf pointers | `Release` / `Acquire` | a leaf's zeroes are there before it is |
 //! | | cells | `Relaxed` | whoever passes a block to another thread orders the two already |
-//! | `memory/block.rs` | `pins` | counted under the lock; down with `Release`, the reclaimer reads with `Acquire` | no pin means that all writes through pins are seen |
+//! | `memory/block/state.rs` | `pins` | counted under the lock; down with `Release`, the reclaimer reads with `Acquire` | no pin means that all writes through pins are seen |
 //! | | `idle_since`, `resident_bytes` | `Relaxed` | figures |
 //! | | `is_owed` | `Relaxed` | the mover's while the block is on its way; read by whoever ends the move, the mover or a child after the fork |
 //! | `registry/bell.rs` | `alarm`, `pressed` | `Release` / `Acquire` | the reclaimer sees why it was called |

@@ -122,15 +122,14 @@ impl Desk {
 
     /// In a forked child that does not know who was asked to stop.
     pub(super) fn let_everybody_go_on(&self) {
-        let named: Vec<Client> = self
-            .shared
-            .names()
+        let go_on = |client: Client| client.slot().ask_to_stop(false);
+        let names = self.shared.names();
+        names
             .values()
             .filter_map(|&id| Client::with_id(id))
-            .collect();
-        for client in named.iter().chain(&self.shared.retired()) {
-            client.slot().ask_to_stop(false);
-        }
+            .for_each(go_on);
+        drop(names);
+        self.shared.retired().into_iter().for_each(go_on);
     }
 
     /// The pressure is over.
