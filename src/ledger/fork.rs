@@ -160,7 +160,7 @@ unsafe extern "C" fn resume_child() {
         return;
     }
     debug_assert!(!table::idle_is_locked());
-    sys::is_forked();
+    sys::note_fork();
     // A thread that was kept out may have been announcing itself anew, and
     // nobody is left to take that back.
     TABLELESS.store(0, Ordering::SeqCst);

@@ -16,8 +16,9 @@ use std::sync::Arc;
 /// [`Memory::allocate_for_client`](crate::Memory::allocate_for_client).
 ///
 /// Its bytes are reached through a pin, and may be taken while none lives: see
-/// [`ReclaimPolicy`](crate::ReclaimPolicy). They start out zeroed, and their address never changes.
-/// Dropping the block frees it, whatever has become of its client and memory.
+/// [`ReclaimPolicy`](crate::ReclaimPolicy). They start out zeroed, and their
+/// address never changes. Dropping the block frees it, whatever has become of its
+/// client and memory.
 ///
 /// ```
 /// # use tiered_allocator::{Memory, SubscriptionTier};

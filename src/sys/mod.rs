@@ -11,7 +11,8 @@
 //! | `resident_bytes(ptr, len)` | physical bytes behind a mapped range |
 //! | `on_thread_exit(hook)` | runs `hook` once when the calling thread ends |
 //! | `on_fork(prepare, parent, child)` | runs the hooks around every `fork` |
-//! | `yield_now()`, `process_id()`, `resident_set_bytes()` | as named |
+//! | `process_id()`, `note_fork()` | tells a process from its ancestors, if each child notes its fork |
+//! | `yield_now()`, `resident_set_bytes()` | as named |
 //! | `spill_file(dir)`, `punch_hole` | an unlinked private file, and giving back parts of it |
 //! | `write_at`, `read_at`, `drop_cached` | all of a part of a file, by any number of threads; forgetting copies of it in memory |
 //! | `trim_heap()` | has the C library give free heap pages back: whether it did, `None` where it cannot |

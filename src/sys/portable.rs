@@ -103,7 +103,7 @@ pub(crate) fn yield_now() {
 }
 
 /// There is no `fork`.
-pub(crate) fn is_forked() {}
+pub(crate) fn note_fork() {}
 
 /// Tells a forked child from its parent.
 pub(crate) fn process_id() -> u32 {

@@ -223,7 +223,7 @@ pub(crate) fn yield_now() {
     unsafe { libc::sched_yield() };
 }
 
-/// Tells a forked child from its parent.
+/// Tells a forked child from its ancestors.
 pub(crate) fn process_id() -> u32 {
     // Linux has fewer than 2^22 of them.
     std::process::id() ^ (GENERATION.load(Ordering::Relaxed) << 22)
@@ -233,8 +233,8 @@ pub(crate) fn process_id() -> u32 {
 /// that its parent's parent had, or in another namespace its parent's own.
 static GENERATION: AtomicU32 = AtomicU32::new(0);
 
-/// Called in a forked child.
-pub(crate) fn is_forked() {
+/// Counts a fork, in the child.
+pub(crate) fn note_fork() {
     GENERATION.fetch_add(1, Ordering::Relaxed);
 }
 
