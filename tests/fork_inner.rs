@@ -4,11 +4,14 @@
 
 #[path = "support/forked.rs"]
 mod forked;
+#[path = "support/until.rs"]
+mod until;
 
 use forked::in_a_child;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicBool, Ordering};
 use tiered_allocator::{Memory, SubscriptionTier, TieredAllocator};
+use until::Stops;
 
 static IS_LOCKED: AtomicBool = AtomicBool::new(false);
 static IS_REGISTERED: AtomicBool = AtomicBool::new(false);
@@ -57,15 +60,6 @@ unsafe impl GlobalAlloc for Locking {
 
 #[global_allocator]
 static HEAP: TieredAllocator<Locking> = TieredAllocator::new(Locking);
-
-/// Ends the other threads' loops, also when the test fails.
-struct Stops<'a>(&'a AtomicBool);
-
-impl Drop for Stops<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
 
 #[test]
 fn a_fork_does_not_wait_for_who_waits_for_the_inner_allocators_lock() {

@@ -7,6 +7,8 @@ mod common;
 mod forked;
 #[path = "support/shortage.rs"]
 mod shortage;
+#[path = "support/until.rs"]
+mod until;
 
 use forked::in_a_child;
 use serial_test::serial;
@@ -18,18 +20,10 @@ use std::time::Duration;
 use tiered_allocator::clock::ManualClock;
 use tiered_allocator::pressure::{Figures, Pressure, PressureError, PressureSource};
 use tiered_allocator::{EventKind, Memory, MemoryBlock, SubscriptionTier};
+use until::{Stops, until};
 
 const LEN: usize = 1 << 16;
 const LONG: Duration = Duration::from_secs(3600);
-
-/// Ends a loop of other threads, also when the test fails.
-struct Stops<'a>(&'a AtomicBool);
-
-impl Drop for Stops<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
 
 /// One of everything that a memory offers.
 fn use_all(memory: &Memory, clock: &ManualClock, name: &str) {
@@ -93,7 +87,10 @@ fn a_child_goes_on_with_whatever_other_threads_did_with_the_memory() {
                 // Each is there with what was written, or in a file that is the
                 // parent's; and charged if it is there.
                 let at_hand = blocks.iter().filter(|block| match block.pin() {
-                    Ok(pin) => pin.iter().all(|&byte| byte == 5),
+                    Ok(pin) => {
+                        assert!(pin.iter().all(|&byte| byte == 5));
+                        true
+                    }
                     Err(error) => {
                         assert!(error.to_string().contains("fork"), "{error}");
                         assert_eq!(block.resident_bytes(), 0);
@@ -115,17 +112,16 @@ fn a_child_goes_on_with_whatever_other_threads_did_with_the_memory() {
 }
 
 /// Notes what a lock of `std` shows while it is held.
+#[derive(Default)]
 struct Watches {
-    holds: Sender<()>,
+    is_locked: bool,
     text: String,
 }
 
 impl std::fmt::Write for Watches {
     fn write_str(&mut self, part: &str) -> std::fmt::Result {
         self.text.push_str(part);
-        if part == "data" {
-            let _ = self.holds.send(());
-        }
+        self.is_locked |= part == "data";
         Ok(())
     }
 }
@@ -138,12 +134,10 @@ fn a_pin_is_printed_without_a_lock() {
     memory.add_client("c", SubscriptionTier::Premium).unwrap();
     let block = memory.allocate_for_client("c", LEN).unwrap();
     let pin = block.pin().unwrap();
-    let (holds, held) = channel();
-    let text = String::new();
-    let mut watches = Watches { holds, text };
+    let mut watches = Watches::default();
     std::fmt::Write::write_fmt(&mut watches, format_args!("{pin:?}")).unwrap();
     assert!(watches.text.contains("whereabouts"), "{}", watches.text);
-    assert!(held.try_recv().is_err(), "{}", watches.text);
+    assert!(!watches.is_locked, "{}", watches.text);
 }
 
 /// Says that it is being read, and does not come back before it may.
@@ -239,9 +233,7 @@ fn a_child_asks_caches_on_a_thread_of_its_own() {
         }
         let high = strict(&memory, "high", SubscriptionTier::Enterprise);
         let _lent = all_of(&high, 5 * MIB);
-        while calls.load(Ordering::Relaxed) < 2 {
-            std::thread::yield_now();
-        }
+        until("two calls", || calls.load(Ordering::Relaxed) >= 2);
         // Mostly between two climbs, the parent's thread for calls at hand: at
         // another moment each time, on which nothing else depends.
         std::thread::sleep(Duration::from_millis(fork));

@@ -2,6 +2,8 @@
 //! neighbours have; and what happens beyond.
 
 mod common;
+#[path = "support/until.rs"]
+mod until;
 
 use common::{Bytes, client, quiet};
 use serial_test::serial;
@@ -14,6 +16,7 @@ use tiered_allocator::{
 
 use Enforcement::{Graceful, Observe, Strict};
 use SubscriptionTier::{Basic, Enterprise, Premium};
+use until::Stops;
 
 /// A memory of `usable` bytes and a headroom of `headroom`.
 fn memory_of(usable: u64, headroom: u64) -> Memory {
@@ -29,15 +32,6 @@ fn refusal(error: AllocateError) -> QuotaExceeded {
     match error {
         AllocateError::QuotaExceeded(quota) => quota,
         other => panic!("not a quota: {other}"),
-    }
-}
-
-/// Ends the threads that look at it, also when the test panics.
-struct Stops<'stop>(&'stop AtomicBool);
-
-impl Drop for Stops<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
     }
 }
 

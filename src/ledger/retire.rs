@@ -49,6 +49,18 @@ pub(crate) fn end_budget(slot: &'static Slot, generation: u32) {
     }
 }
 
+/// How many request budgets have ended and are not closed.
+pub(crate) fn ended(tree: &Tree) -> usize {
+    let _cold = Cold::enter(thread::attached());
+    tree.ended.lock().len()
+}
+
+/// Takes one of them, to close it or to keep it elsewhere.
+pub(crate) fn take_ended(tree: &Tree) -> Option<&'static Slot> {
+    let _cold = Cold::enter(thread::attached());
+    tree.ended.lock().pop()
+}
+
 /// Closes up to `most` ended request budgets of which nothing is left.
 pub(crate) fn sweep_ended(tree: &Tree, most: usize) {
     let _cold = Cold::enter(thread::attached());

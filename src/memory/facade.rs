@@ -163,6 +163,7 @@ impl Memory {
             Orphans::sweep();
             let (tier, policy) = self.shared.tree.policies.find(&options.tier)?;
             let limits = self.shared.tree.policies.limits(&policy, &options)?;
+            // Keeps forks out to the end: the client comes with its name.
             let mut names = self.shared.names_mut();
             if names.contains_key(name) {
                 return Err(RegisterError::Duplicate {

@@ -4,9 +4,7 @@ use super::block::BlockState;
 use super::spill::SpillArea;
 use crate::client::{Client, ClientId, untracked};
 use crate::clock::Clock;
-use crate::ledger::fork::Cold;
-use crate::ledger::retire::sweep_ended;
-use crate::ledger::thread;
+use crate::ledger::retire::{ended, sweep_ended, take_ended};
 use crate::ledger::whole::{
     WholeMutex, WholeMutexGuard, WholeReadGuard, WholeRwLock, WholeWriteGuard,
 };
@@ -199,11 +197,7 @@ impl Shared {
 
     /// Looks at every retired client.
     pub(crate) fn sweep_all(&self) {
-        let ended = {
-            let _cold = Cold::enter(thread::attached());
-            self.tree.ended.lock().len()
-        };
-        sweep_ended(&self.tree, ended);
+        sweep_ended(&self.tree, ended(&self.tree));
         let most = self.lock_retired().len();
         self.sweep(most);
     }
@@ -216,15 +210,7 @@ impl Shared {
     /// The end of the memory: its clients are removed, what they hold stays
     /// accounted for until it is freed.
     pub(super) fn close(&self) {
-        loop {
-            // Not in the loop's condition: the lock must be free below.
-            let ended = {
-                let _cold = Cold::enter(thread::attached());
-                self.tree.ended.lock().pop()
-            };
-            let Some(slot) = ended else {
-                break;
-            };
+        while let Some(slot) = take_ended(&self.tree) {
             let budget = Client::new(slot, slot.generation());
             if !budget.try_close() {
                 Orphans::adopt(budget);
